@@ -1,0 +1,73 @@
+# Every target sets up what it needs in .venv by itself; a second run starts at once.
+# Another Python: make test PYTHON=python3.13
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The stamps carry the interpreter's version, so that another PYTHON gets a new .venv.
+TAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+MADE := $(VENV)/.made-$(TAG)
+RUNTIME := $(VENV)/.runtime-$(TAG)
+DEV := $(VENV)/.dev-$(TAG)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
+export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH
+
+.PHONY: help demo test check bench clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(RUNTIME) ## route requests over simulated nodes, on this machine alone
+	@$(BIN)/hydra-llm demo
+
+test: $(DEV) ## run the tests
+	@echo "test: running the tests"
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(DEV) ## check format, lint, types, imports and packaging
+	@echo "check: format"
+	@$(BIN)/ruff format --quiet --check . || { echo "mend it with: $(BIN)/ruff format"; exit 1; }
+	@echo "check: lint"
+	@$(BIN)/ruff check --quiet .
+	@echo "check: types (mypy --strict, then pyright)"
+	@$(BIN)/mypy --strict --no-error-summary
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python --warnings
+	@echo "check: imports between rooms"
+	@$(BIN)/lint-imports --no-logo
+	@echo "check: packaging"
+	@$(BIN)/python -m pytest -q tests/packaging
+
+bench: $(DEV) ## measure what routing costs
+	@echo "bench: measuring"
+	@$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only $(ARGS)
+
+clean: ## remove .venv and everything built
+	@echo "clean: removing .venv, caches and what was built"
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
+		.hypothesis .benchmarks
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "hydra-llm needs Python 3.10 or newer; '$(PYTHON)' is $(or $(TAG),not there)." >&2; \
+		echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "set-up: creating $(VENV) with Python $(TAG)"
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+		echo "This Python cannot make virtual environments; on Debian: apt install python3-venv" >&2; \
+		exit 1; }
+	@touch $@
+
+$(RUNTIME): pyproject.toml setup.py | $(MADE)
+	@echo "set-up: installing hydra-llm and its command line"
+	@$(PIP) --editable '.[cli]'
+	@touch $@
+
+$(DEV): pyproject.toml setup.py | $(MADE)
+	@echo "set-up: installing hydra-llm and the developers' tools (about a minute, once)"
+	@$(PIP) --editable '.[dev]'
+	@touch $(RUNTIME) $@
