@@ -8,13 +8,13 @@ because git leaves a plain text file in its place where symlinks are off, as on 
 
 from setuptools import find_packages, setup
 
+core = find_packages(
+    include=["hydra_llm", "hydra_llm.*"],
+    exclude=["hydra_llm.integrations", "hydra_llm.integrations.*"],
+)
+integrations = find_packages(include=["integrations", "integrations.*"])
+
 setup(
-    packages=[
-        *find_packages(
-            include=["hydra_llm", "hydra_llm.*"],
-            exclude=["hydra_llm.integrations", "hydra_llm.integrations.*"],
-        ),
-        *(f"hydra_llm.{name}" for name in find_packages(include=["integrations", "integrations.*"])),
-    ],
+    packages=core + [f"hydra_llm.{name}" for name in integrations],
     package_dir={"hydra_llm": "hydra_llm", "hydra_llm.integrations": "integrations"},
 )
