@@ -1,0 +1,22 @@
+"""Chooses a node: request + snapshots → decision. No clock, no randomness, no sockets."""
+
+from hydra_llm.scheduling.costs import COST_TERMS, CostTerm
+from hydra_llm.scheduling.decision import RoutingDecision
+from hydra_llm.scheduling.filters import REASONS, Filter
+from hydra_llm.scheduling.memory import Fit
+from hydra_llm.scheduling.moment import Moment, Prices
+from hydra_llm.scheduling.scheduler import Choice, Scheduler, has_room
+
+__all__ = [
+    "COST_TERMS",
+    "REASONS",
+    "Choice",
+    "CostTerm",
+    "Filter",
+    "Fit",
+    "Moment",
+    "Prices",
+    "RoutingDecision",
+    "Scheduler",
+    "has_room",
+]

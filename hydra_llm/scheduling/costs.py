@@ -1,0 +1,245 @@
+"""What a node would cost a request, in seconds: one function a term.
+
+A term is ``(request, node, moment) -> seconds``, never negative. Terms add up without
+weights, so a person can argue with each of them, and a plug-in adds seconds of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from hydra_llm.scheduling.filters import vram_available_to
+from hydra_llm.scheduling.moment import Moment
+from hydra_llm.types import GB, UNKNOWN_SPEED, InferenceRequest, NodeSnapshot, RunningRequest
+
+GPU_PREFILL_SPEEDUP = 30.0
+"""Prompt tokens a GPU evaluates in the time it decodes one (FACTS section 4)."""
+CPU_PREFILL_SPEEDUP = 5.0
+SHARING_SLOWDOWN = 0.5
+"""What each further stream on the same GPU adds to a token's time (FACTS section 4)."""
+PENALTY_HALF_LIFE_SECONDS = 10.0
+
+
+class CostTerm(Protocol):
+    """Any callable that answers in seconds."""
+
+    def __call__(
+        self, request: InferenceRequest, node: NodeSnapshot, moment: Moment, /
+    ) -> float: ...
+
+
+# ---------------------------------------------------------------------- estimates
+
+
+def slots_of(node: NodeSnapshot, model: str) -> int:
+    """Requests its runner serves at once: configured, learned, or Ollama's default of one."""
+    if node.node.slots is not None:
+        return node.node.slots
+    speed = node.speeds.get(model)
+    return speed.slots if speed is not None and speed.slots else 1
+
+
+def seconds_per_token(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """
+    Time to decode one token alone on the node.
+
+    Measured where the pair was seen; else the model's bytes over the memory bandwidth,
+    the node's own where another model has shown it.
+    """
+    speed = node.speeds.get(request.model)
+    if speed is not None and speed.decode_seconds_per_token is not None:
+        return speed.decode_seconds_per_token
+    prices = moment.prices
+    size = float(node.installed[request.model].size_bytes)
+    gpu_rate = node.bytes_per_second or prices.gpu_bytes_per_second
+    loaded = node.loaded.get(request.model)
+    if loaded is not None:
+        cpu_share = 1.0 - loaded.gpu_share
+    elif node.total_vram_bytes == 0:
+        cpu_share = 1.0
+    else:
+        cpu_share = moment.fit(request, node).cpu_share
+    if not cpu_share:
+        return size / gpu_rate
+    return size * (1.0 - cpu_share) / gpu_rate + size * cpu_share / prices.cpu_bytes_per_second
+
+
+def prefill_tokens(request: InferenceRequest, node: NodeSnapshot) -> int:
+    """Prompt tokens that are not in the node's prompt cache."""
+    cached = request.cached_tokens
+    if cached and request.model in node.loaded:
+        return max(0, request.input_tokens - cached.get(node.node.id, 0))
+    return request.input_tokens
+
+
+def alone_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """Prefill and decode as if nothing else ran there."""
+    return prefill(request, node, moment) + (
+        moment.output_tokens(request) * seconds_per_token(request, node, moment)
+    )
+
+
+def load_seconds_of(model: str, node: NodeSnapshot, moment: Moment) -> float:
+    """Loading ``model`` on an idle node: measured there, else fixed part + bytes / bandwidth."""
+    speed = node.speeds.get(model, UNKNOWN_SPEED)
+    if speed.load_seconds is not None:
+        return speed.load_seconds
+    installed = node.installed.get(model)
+    loaded = node.loaded.get(model)
+    size = installed.size_bytes if installed else (loaded.size_bytes if loaded else 0)
+    rate = node.load_bytes_per_second or moment.prices.load_bytes_per_second
+    return moment.prices.load_fixed_seconds + size / rate
+
+
+def at_least(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """
+    A bound that the terms below never undercut, cheap enough to skip most cold nodes.
+
+    Loading, and decoding as if all of the model lay in GPU memory. 0 for a node that has
+    the model, or is just getting it.
+    """
+    model = request.model
+    if model in node.loaded or (node.running and model in node.arriving):
+        return 0.0
+    speed = node.speeds.get(model)
+    if speed is not None and speed.decode_seconds_per_token is not None:
+        per_token = speed.decode_seconds_per_token
+    else:
+        rate = node.bytes_per_second or moment.prices.gpu_bytes_per_second
+        per_token = node.installed[model].size_bytes / rate
+    tokens = moment.output_tokens(request)
+    if request.interactive:
+        tokens *= moment.prices.interactive_decode_share
+    return load_seconds_of(model, node, moment) + tokens * per_token
+
+
+# -------------------------------------------------------------------------- terms
+
+
+def wait(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """Until the runner has a free slot: residual work ahead of it, divided by its slots."""
+    running = node.running
+    if not running and not moment.queue_ahead:
+        return 0.0
+    now = moment.now
+    model = request.model
+    ahead: list[RunningRequest] = [r for r in running if r.model == model]
+    pending_load = 0.0
+    for other in ahead:
+        if other.loading:
+            pending_load = max(pending_load, other.load_left(now))
+    slots = slots_of(node, model)
+    waiting = 0.0
+    if len(ahead) >= slots:
+        waiting = sum(r.seconds_left(now) for r in ahead) / slots
+    if moment.queue_ahead and (ahead or model in node.loaded):
+        waiting += moment.queue_ahead * alone_seconds(request, node, moment) / slots
+    return pending_load + waiting
+
+
+def load(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """Until the model is loaded: loads ahead of it, busy victims, eviction, its own load."""
+    fit = moment.fit(request, node)
+    if fit.verdict in ("loaded", "loading"):
+        return 0.0
+    now = moment.now
+    # Ollama loads one model at a time.
+    ahead = sum(other.load_left(now) for other in node.running)
+    drain = 0.0
+    if fit.victims:
+        busy = [r for r in node.running if r.model in fit.victims and not r.loading]
+        # Those still loading must also have answered before they can be pushed out.
+        loading = [r for r in node.running if r.model in fit.victims and r.loading]
+        drain = max((r.seconds_left(now) for r in busy), default=0.0)
+        drain += sum(r.expected_seconds for r in loading)
+        drain += moment.prices.evict_seconds
+    return ahead + drain + load_seconds_of(request.model, node, moment)
+
+
+def prefill(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """Evaluating the part of the prompt that the node has not cached."""
+    speed = node.speeds.get(request.model)
+    if speed is not None and speed.prefill_seconds_per_token is not None:
+        return prefill_tokens(request, node) * speed.prefill_seconds_per_token
+    speedup = CPU_PREFILL_SPEEDUP if node.total_vram_bytes == 0 else GPU_PREFILL_SPEEDUP
+    per_token = seconds_per_token(request, node, moment) / speedup
+    return prefill_tokens(request, node) * per_token
+
+
+def decode(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """Generating the answer, slowed by what else runs there."""
+    tokens = moment.output_tokens(request)
+    if not tokens:
+        return 0.0
+    others = sum(1 for r in node.running if r.model != request.model)
+    seconds = tokens * seconds_per_token(request, node, moment) * (1.0 + SHARING_SLOWDOWN * others)
+    return seconds * moment.prices.interactive_decode_share if request.interactive else seconds
+
+
+def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """What pushing other models out costs those who will want them again soon."""
+    fit = moment.fit(request, node)
+    price = 0.0
+    for victim in fit.victims:
+        demand = moment.demand.get(victim)
+        if demand is None or victim == request.model:
+            continue
+        wanted = -math.expm1(-demand.per_second * moment.prices.eviction_horizon_seconds)
+        # Another warm copy takes most of the pain away.
+        share = 1.0 if demand.warm_nodes <= 1 else 0.3
+        price += wanted * share * load_seconds_of(victim, node, moment)
+    return price
+
+
+def slowdown(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """What this request takes from those that run on the same GPU."""
+    others = [r for r in node.running if r.model != request.model and not r.loading]
+    if not others:
+        return 0.0
+    own = alone_seconds(request, node, moment)
+    return SHARING_SLOWDOWN * sum(min(own, r.seconds_left(moment.now)) for r in others)
+
+
+def preference(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """What the caller asked for: this machine, labels, memory that nobody quite has."""
+    prices = moment.prices
+    price = 0.0
+    if request.prefer_local and moment.local_matters and not node.node.local:
+        price += prices.prefer_local_seconds
+    if request.prefer_labels:
+        missing = request.prefer_labels.difference(node.node.labels)
+        price += prices.prefer_label_seconds * len(missing)
+    if request.min_vram_bytes is not None:
+        short = request.min_vram_bytes - (vram_available_to(request, node) or 0)
+        if short > 0:
+            price += prices.short_vram_seconds_per_gb * short / GB
+    return price
+
+
+def risk(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """Recent errors, and loading into memory that nothing measures."""
+    price = 0.0
+    if node.penalty_seconds:
+        age = max(0.0, moment.now - node.penalty_at)
+        price = node.penalty_seconds * 0.5 ** (age / PENALTY_HALF_LIFE_SECONDS)
+    # Unknown memory is neither a pass nor a ban: half a load, since it may end on the CPU.
+    if moment.fit(request, node).verdict == "unknown":
+        price += 0.5 * load_seconds_of(request.model, node, moment)
+    return price
+
+
+COST_TERMS: dict[str, CostTerm] = {
+    "load": load,
+    "wait": wait,
+    "preference": preference,
+    "prefill": prefill,
+    "decode": decode,
+    "eviction": eviction,
+    "slowdown": slowdown,
+    "risk": risk,
+}
+"""Every term by name, the most decisive first, so that a hopeless node is given up early."""
+
+OWN_TERMS = ("wait", "load", "prefill", "decode")
+"""The terms that make up the request's own expected completion."""

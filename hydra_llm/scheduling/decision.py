@@ -1,0 +1,227 @@
+"""The explanation that goes back with an answer."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra_llm.exceptions import NoEligibleNodeError
+from hydra_llm.scheduling.scheduler import Choice
+from hydra_llm.types import Attempt, Candidate, Rejection
+
+KEYS = (
+    "model",
+    "requested_node",
+    "selected_node",
+    "node_url",
+    "reason",
+    "warnings",
+    "candidates",
+    "rejections",
+    "attempts",
+    "predicted",
+    "actual",
+)
+
+
+class RoutingDecision(Mapping[str, Any]):
+    """
+    Why a request went where it went, and what happened there.
+
+    Read it as attributes or as a mapping; :meth:`to_dict` gives plain data for JSON::
+
+        decision = response["routing_decision"]
+        print(decision["reason"])
+        print(decision.table())
+
+    Costs and predictions are in seconds. They are worked out when first asked for, from
+    snapshots that never change, so an answer that nobody questions costs nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        requested_node: str | None = None,
+        choice: Choice | None = None,
+        refusal: NoEligibleNodeError | None = None,
+        attempts: tuple[Attempt, ...] = (),
+        actual: Mapping[str, float] | None = None,
+    ) -> None:
+        self.model = model
+        self.requested_node = requested_node
+        self.attempts = attempts
+        self._choice = choice
+        self._refusal = refusal
+        self._actual = actual
+        self._candidates: tuple[Candidate, ...] | None = None
+        self._predicted: dict[str, float] | None = None
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def selected_node(self) -> str | None:
+        """Id of the node that was chosen; None when no node could take the request."""
+        return None if self._choice is None else self._choice.selected.id
+
+    @property
+    def node_url(self) -> str | None:
+        """URL of the chosen node, without credentials."""
+        return None if self._choice is None else self._choice.selected.node.url
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every node that could have taken it, with its costs, cheapest first."""
+        if self._candidates is None:
+            self._candidates = () if self._choice is None else self._choice.candidates()
+        return self._candidates
+
+    @property
+    def rejections(self) -> tuple[Rejection, ...]:
+        """Every node that could not, with the reason."""
+        if self._choice is not None:
+            return self._choice.rejections
+        return self._refusal.rejections if self._refusal is not None else ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Wishes that could not be fulfilled, a sentence each."""
+        return () if self._choice is None else self._choice.warnings
+
+    @property
+    def predicted(self) -> dict[str, float] | None:
+        """Expected seconds on the chosen node: by term, ``first_token`` and ``total``."""
+        if self._predicted is None and self._choice is not None:
+            self._predicted = self._choice.predicted()
+        return self._predicted
+
+    @property
+    def actual(self) -> Mapping[str, float] | None:
+        """What was measured, in seconds; None before the answer is complete."""
+        return self._actual
+
+    @property
+    def reason(self) -> str:
+        """One readable sentence."""
+        if self._choice is None:
+            return str(self._refusal) if self._refusal is not None else "nothing was decided"
+        failed = [a for a in self.attempts if a.outcome not in ("ok", "cancelled")]
+        parts = [self._main_reason()]
+        if failed:
+            names = ", ".join(f"{a.node_id} ({a.outcome})" for a in failed)
+            parts.append(f"after {names} failed")
+        sentence = " ".join(parts)
+        return f"{sentence}; {'; '.join(self.warnings)}" if self.warnings else sentence
+
+    def _main_reason(self) -> str:
+        choice = self._choice
+        assert choice is not None
+        node_id = choice.selected.id
+        candidates = self.candidates
+        mine = next(c for c in candidates if c.node_id == node_id)
+        given_up = {relaxation.name for relaxation in choice.relaxations}
+        if self.requested_node is not None and "node_id" not in given_up:
+            return f"{node_id}: pinned by node_id; {mine.note}"
+        total = self.predicted["total"] if self.predicted else mine.total_seconds
+        text = f"{node_id}: {mine.note}, about {_seconds(total)} expected"
+        others = [c for c in candidates if c.node_id != node_id]
+        if not others:
+            return f"{text}; the only node that can take it"
+        second = others[0]
+        lead = second.total_seconds - mine.total_seconds
+        if abs(lead) <= max(0.05, 0.05 * mine.total_seconds):
+            return f"{text}; as good as {second.node_id}, drawn at random"
+        return f"{text}; {_seconds(lead)} cheaper than {second.node_id} ({second.note})"
+
+    # ---------------------------------------------------------------- mapping
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "node_id":
+            return self.selected_node
+        if key not in KEYS:
+            raise KeyError(key)
+        value = getattr(self, key)
+        if key in ("candidates", "rejections", "attempts"):
+            return [item.to_dict() for item in value]
+        if key == "warnings":
+            return list(value)
+        if key in ("predicted", "actual") and value is not None:
+            return {name: round(seconds, 4) for name, seconds in value.items()}
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KEYS)
+
+    def __len__(self) -> int:
+        return len(KEYS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data that ``json.dumps`` takes."""
+        return {key: self[key] for key in KEYS}
+
+    # ---------------------------------------------------------------- reading
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a node: chosen first, then the other candidates, then the rejected ones."""
+        rows: list[dict[str, Any]] = []
+        for candidate in self.candidates:
+            row: dict[str, Any] = {
+                "node": candidate.node_id,
+                "chosen": candidate.node_id == self.selected_node,
+                "seconds": candidate.total_seconds,
+                **candidate.costs,
+                "note": candidate.note,
+            }
+            rows.append(row)
+        rows.sort(key=lambda row: (not row["chosen"], row["seconds"]))
+        for rejection in self.rejections:
+            note = rejection.reason + (f": {rejection.detail}" if rejection.detail else "")
+            rows.append({"node": rejection.node_id, "chosen": False, "seconds": None, "note": note})
+        return rows
+
+    def table(self) -> str:
+        """The rows as text, for a terminal or a log."""
+        terms = [name for name in (self.candidates[0].costs if self.candidates else ())]
+        head = ["", "node", "seconds", *terms, "note"]
+        body = [
+            [
+                "→" if row["chosen"] else "",
+                row["node"],
+                "-" if row["seconds"] is None else f"{row['seconds']:.2f}",
+                *(f"{row[name]:.2f}" if name in row else "" for name in terms),
+                row["note"],
+            ]
+            for row in self.rows()
+        ]
+        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in [head, *body]
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        terms = [name for name in (self.candidates[0].costs if self.candidates else ())]
+        head = "".join(f"<th>{html.escape(h)}</th>" for h in ["node", "seconds", *terms, "note"])
+        body = ""
+        for row in self.rows():
+            seconds = "–" if row["seconds"] is None else f"{row['seconds']:.2f}"
+            cells = [row["node"], seconds]
+            cells += [f"{row[name]:.2f}" if name in row else "" for name in terms]
+            cells.append(row["note"])
+            weight = ' style="font-weight:bold"' if row["chosen"] else ""
+            body += f"<tr{weight}>{''.join(f'<td>{html.escape(str(c))}</td>' for c in cells)}</tr>"
+        return f"<p>{html.escape(self.reason)}</p><table><tr>{head}</tr>{body}</table>"
+
+    def __repr__(self) -> str:
+        if self.selected_node is None:
+            return f"<RoutingDecision {self.model} → nobody: {self.reason}>"
+        return f"<RoutingDecision {self.model} → {self.reason}>"
+
+
+def _seconds(value: float) -> str:
+    if value < 0.0995:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.1f} s" if value < 99.5 else f"{value:.0f} s"

@@ -1,0 +1,615 @@
+"""Frozen records that every other room speaks in.
+
+Memory is in bytes, time in seconds of one monotonic clock, unless a name says otherwise.
+Unknown is ``None``, never zero.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+
+from hydra_llm.exceptions import ConfigurationError
+
+__all__ = [
+    "Attempt",
+    "Candidate",
+    "Demand",
+    "Device",
+    "Health",
+    "HostMemory",
+    "InferenceRequest",
+    "InstalledModel",
+    "LoadedModel",
+    "Node",
+    "NodeSnapshot",
+    "Observation",
+    "Rejection",
+    "RunnerOptions",
+    "RunningRequest",
+    "Speed",
+    "canonical_model_name",
+]
+
+GB = 1_000_000_000
+"""Decimal gigabyte: the unit of ``vram_gb`` and ``min_vram_gb``, as on a card's box."""
+
+DEFAULT_PORT = 11434
+
+
+Health = Literal["unknown", "up", "down", "misconfigured"]
+"""What probes say of a node; ``misconfigured`` wants other credentials or is no Ollama."""
+
+
+# --------------------------------------------------------------------------- nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """
+    One Ollama server, as configured.
+
+    ::
+
+        Node("http://rig:11434", id="rig", vram_gb=24, labels=("fast",))
+
+    Args:
+        url: where it listens. A bare host gets port 11434, as Ollama's own client does;
+            ``user:password@`` becomes an ``Authorization`` header and leaves the URL.
+        id: its name in answers, logs and ``node_id``; by default ``host:port``.
+        vram_gb: memory of its GPUs in decimal GB, for a node that nothing measures.
+        ram_gb: its system memory in decimal GB.
+        exporter: URL of a metrics exporter on the node.
+        labels: free words for ``require_labels`` and ``prefer_labels``.
+        headers: sent to this node and to no other, e.g. ``{"Authorization": "Bearer ..."}``.
+        local: whether it is this machine; found from the host name when not given.
+        slots: its ``OLLAMA_NUM_PARALLEL``; learned when not given.
+
+    Raises:
+        ConfigurationError: for a malformed URL or a figure that cannot be.
+    """
+
+    url: str
+    id: str = ""
+    vram_gb: float | None = None
+    ram_gb: float | None = None
+    exporter: str | None = None
+    labels: tuple[str, ...] = ()
+    headers: Mapping[str, str] | None = None
+    local: bool | None = None
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        url, authorization = _parse_url(self.url)
+        headers = dict(self.headers or {})
+        if authorization and not any(name.lower() == "authorization" for name in headers):
+            headers["Authorization"] = authorization
+        put(self, "url", url)
+        put(self, "headers", _Secrets(headers))
+        put(self, "id", self.id or urlsplit(url).netloc)
+        labels: Iterable[str] = (self.labels,) if isinstance(self.labels, str) else self.labels
+        put(self, "labels", tuple(labels))
+        if self.local is None:
+            put(self, "local", _is_this_machine(self.host))
+        for name in ("vram_gb", "ram_gb"):
+            value = getattr(self, name)
+            # `not >=` also catches NaN.
+            if value is not None and (not value >= 0 or value == float("inf")):
+                raise ConfigurationError(
+                    f"node {self.id!r}: {name} must be a number of decimal GB, not {value!r}"
+                )
+        if self.slots is not None and self.slots < 1:
+            raise ConfigurationError(f"node {self.id!r}: slots must be at least 1")
+
+    @property
+    def host(self) -> str:
+        """The host name or address, without port."""
+        return urlsplit(self.url).hostname or ""
+
+    def answers_to(self, name: str) -> bool:
+        """Whether ``name`` is this node's id, host, host:port or URL."""
+        if name == self.id:
+            return True
+        wanted = name.strip().lower().rstrip("/")
+        split = urlsplit(self.url)
+        if wanted in (self.id.lower(), self.host, split.netloc.lower(), self.url.lower()):
+            return True
+        if "://" not in wanted:
+            return False
+        try:
+            return _parse_url(wanted)[0].lower() == self.url.lower()
+        except ConfigurationError:
+            return False
+
+    def __repr__(self) -> str:
+        parts = [repr(self.url)]
+        if self.id != urlsplit(self.url).netloc:
+            parts.append(f"id={self.id!r}")
+        parts += [
+            f"{name}={value!r}"
+            for name in ("vram_gb", "ram_gb", "exporter", "labels", "headers", "slots")
+            if (value := getattr(self, name))
+        ]
+        return f"Node({', '.join(parts)})"
+
+
+class _Secrets(Mapping[str, str]):
+    """Headers whose values never show in a repr."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{name!r}: '***'" for name in self._values) + "}"
+
+
+def masked_url(url: str) -> str:
+    """``url`` with any credentials replaced by ``***``, for messages."""
+    return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*://|)[^/@]*@", r"\1***@", url)
+
+
+def _parse_url(text: str) -> tuple[str, str | None]:
+    """The node's base URL and the Authorization header its userinfo stood for.
+
+    Ports follow the ``ollama`` package: 11434 without a scheme, else the scheme's own.
+    """
+    shown = masked_url(str(text))
+
+    def bad(why: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{shown!r} is not a node URL: {why}; write it like 'http://rig:11434'"
+        )
+
+    if not isinstance(text, str) or not text.strip():
+        raise bad("it is empty")
+    text = text.strip()
+    has_scheme = "://" in text
+    try:
+        split = urlsplit(text if has_scheme else f"http://{text}")
+        port = split.port
+    except ValueError:
+        raise bad("its host or port cannot be read") from None
+    if split.scheme not in ("http", "https"):
+        raise bad(f"the scheme {split.scheme!r} is neither http nor https")
+    host = split.hostname or ("127.0.0.1" if not has_scheme and text.startswith(":") else "")
+    if not host or re.search(r"[\s%<>\\^`{|}\"']", host):
+        raise bad("it names no host")
+    if split.query or split.fragment:
+        raise bad("a query or fragment has no place in it")
+    if port == 0:
+        raise bad("port 0 does not exist")
+    if port is None:
+        port = {"http": 80, "https": 443}[split.scheme] if has_scheme else DEFAULT_PORT
+    # OLLAMA_HOST=0.0.0.0 is what a server listens on; a client has to call an address.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    host = f"[{host}]" if ":" in host else host
+    authorization = None
+    if split.username is not None:
+        pair = f"{unquote(split.username)}:{unquote(split.password or '')}"
+        authorization = "Basic " + base64.b64encode(pair.encode()).decode()
+    path = quote(unquote(split.path.rstrip("/")), safe="/-._~")
+    return f"{split.scheme}://{host}:{port}{path}", authorization
+
+
+@lru_cache(maxsize=256)
+def _is_this_machine(host: str) -> bool:
+    if host in ("localhost", "::1") or host.startswith("127.") or host.endswith(".localhost"):
+        return True
+    own = socket.gethostname().lower()
+    return host in (own, f"{own}.local", own.partition(".")[0])
+
+
+# -------------------------------------------------------------------------- models
+
+
+@lru_cache(maxsize=4096)
+def canonical_model_name(name: str) -> str:
+    """
+    One name for all the forms of a model's name.
+
+    ``llama3``, ``LLAMA3:latest`` and ``registry.ollama.ai/library/llama3:latest`` are one
+    model to Ollama (recorded scenario ``model-name-forms``).
+    """
+    name = name.strip().lower()
+    name = name.removeprefix("https://").removeprefix("http://")
+    name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")
+    if ":" not in name.rpartition("/")[2]:
+        name += ":latest"
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOptions:
+    """
+    The options of a request that make Ollama restart a runner when they differ.
+
+    ``None`` means that the caller said nothing. Source: the recorded scenario
+    ``reload-triggers`` of both versions.
+    """
+
+    num_ctx: int | None = None
+    num_batch: int | None = None
+    num_gpu: int | None = None
+    main_gpu: int | None = None
+    num_thread: int | None = None
+    use_mmap: bool | None = None
+
+
+NO_OPTIONS = RunnerOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledModel:
+    """A model on a node's disk, from ``/api/tags`` and, once known, ``/api/show``."""
+
+    name: str
+    digest: str = ""
+    size_bytes: int = 0
+    """Sum of the model's files: weights, projector, template."""
+    capabilities: frozenset[str] | None = None
+    """``completion``, ``tools``, ``thinking``, ``vision``, ``embedding``, ``insert``; None on
+    an old server that does not say."""
+    context_length: int | None = None
+    """The context it was trained with; Ollama clamps ``num_ctx`` to it."""
+    kv_bytes_per_token: int | None = None
+    """Key/value cache per token of context and slot at 16 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A runner, as ``/api/ps`` shows it."""
+
+    name: str
+    digest: str = ""
+    size_bytes: int = 0
+    size_vram_bytes: int = 0
+    context_length: int | None = None
+    """Context per slot: what a request's ``num_ctx`` is compared with."""
+    expires_at: float | None = None
+    """Unix time at which it will be unloaded if idle; stale while it generates."""
+    options: RunnerOptions = NO_OPTIONS
+    """What this router knows of the options it was started with."""
+
+    @property
+    def gpu_share(self) -> float:
+        """The part of it that lies in GPU memory, 0 to 1."""
+        return min(1.0, self.size_vram_bytes / self.size_bytes) if self.size_bytes else 0.0
+
+
+# -------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Memory of one GPU (or MIG instance, or unified pool), as one source reported it."""
+
+    key: str
+    vendor: str
+    kind: Literal["discrete", "mig", "unified"] = "discrete"
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    free_bytes: int | None = None
+    reserved_bytes: int | None = None
+    name: str = ""
+    source: str = ""
+    observed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory:
+    """System memory of a node."""
+
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+    source: str = ""
+    observed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """
+    What one round of probes saw of one node.
+
+    A field that is None was not learned in this round: what was known before stays.
+    """
+
+    node_id: str
+    observed_at: float
+    health: Health
+    health_reason: str = ""
+    version: str | None = None
+    installed: Mapping[str, InstalledModel] | None = None
+    loaded: Mapping[str, LoadedModel] | None = None
+    devices: tuple[Device, ...] | None = None
+    host: HostMemory | None = None
+    total_vram_bytes: int | None = None
+    free_vram_bytes: int | None = None
+    vram_source: str | None = None
+    """Where the VRAM figures come from: ``nvml``, ``config - /api/ps`` ...; None: unknown."""
+    vram_observed_at: float | None = None
+
+
+# ------------------------------------------------------------------------- requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRequest:
+    """What the scheduler needs to know of one request; no word of the prompt is in it."""
+
+    model: str
+    """Canonical name."""
+    capabilities: frozenset[str] = frozenset()
+    """What the model must be able to do for it (``tools``, ``vision``, ``embedding`` ...)."""
+    options: RunnerOptions = NO_OPTIONS
+    input_tokens: int = 0
+    output_tokens: int | None = None
+    """The caller's own limit (``num_predict``); None without one."""
+    interactive: bool = False
+    """Someone reads along: time to the first token counts more than completion."""
+    node_id: str | None = None
+    min_vram_bytes: int | None = None
+    prefer_local: bool = True
+    priority: int = 5
+    exclude_nodes: frozenset[str] = frozenset()
+    require_labels: frozenset[str] = frozenset()
+    prefer_labels: frozenset[str] = frozenset()
+    deadline_seconds: float | None = None
+    """How long the caller will wait, counted from ``submitted_at``."""
+    strict_pin: bool = False
+    strict_vram: bool = False
+    submitted_at: float = 0.0
+    tried: frozenset[str] = frozenset()
+    """Nodes that have failed this very request."""
+    cached_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Prompt tokens expected in each node's prompt cache, by node id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningRequest:
+    """A request this router has in flight on a node, as the scheduler sees it."""
+
+    lease_id: int
+    model: str
+    started_at: float
+    expected_seconds: float
+    """Predicted work of its own: prefill and decode, without waiting."""
+    priority: int = 5
+    load_seconds: float = 0.0
+    """Predicted load that it causes; 0 when the model was loaded."""
+    reserved_bytes: int = 0
+    """GPU memory that its load will take and no source shows yet."""
+    evicts: frozenset[str] = frozenset()
+    """Models that Ollama is expected to unload for it."""
+    loading: bool = False
+    """Its load has not finished."""
+    options: RunnerOptions = NO_OPTIONS
+
+    def load_left(self, now: float) -> float:
+        """Seconds its load is still expected to take; a fifth of it once overdue."""
+        if not self.loading:
+            return 0.0
+        return max(self.started_at + self.load_seconds - now, 0.2 * self.load_seconds)
+
+    def seconds_left(self, now: float) -> float:
+        """
+        Mean residual of its own work, without its load.
+
+        Output lengths are heavy-tailed: a request that has run past its expectation is
+        expected to go on for a while, not to end at once.
+        """
+        spent = now - self.started_at - self.load_seconds
+        left = self.expected_seconds - (spent if spent > 0.0 else 0.0)
+        floor = 0.25 * self.expected_seconds
+        return left if left > floor else floor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast one node runs one model; None where nothing was measured yet."""
+
+    prefill_seconds_per_token: float | None = None
+    decode_seconds_per_token: float | None = None
+    load_seconds: float | None = None
+    output_tokens: float | None = None
+    """Mean length of its answers."""
+    slots: int | None = None
+    """Requests seen to run at once without waiting for one another."""
+    samples: int = 0
+
+
+UNKNOWN_SPEED = Speed()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """How much one model is asked for, over the whole cluster."""
+
+    per_second: float = 0.0
+    """Arrival rate, forgetting with time."""
+    warm_nodes: int = 0
+    """Healthy nodes that have it loaded."""
+    output_tokens: float | None = None
+    """Mean length of its answers, whichever node gave them."""
+    seen_bytes: int | None = None
+    """Memory it took when it was last seen loaded somewhere ..."""
+    seen_context: int | None = None
+    """... and the context it had then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSnapshot:
+    """
+    What was last known of one node, and when it was seen.
+
+    A snapshot never changes: newer knowledge is a new snapshot.
+    """
+
+    node: Node
+    observed_at: float | None = None
+    """When a probe last answered; None before the first."""
+    health: Health = "unknown"
+    health_reason: str = ""
+    version: str | None = None
+    installed: Mapping[str, InstalledModel] = field(default_factory=dict)
+    loaded: Mapping[str, LoadedModel] = field(default_factory=dict)
+    devices: tuple[Device, ...] = ()
+    host: HostMemory | None = None
+
+    total_vram_bytes: int | None = None
+    measured_free_vram_bytes: int | None = None
+    """As the source reported it, before this router's own pending loads."""
+    vram_source: str | None = None
+    vram_observed_at: float | None = None
+
+    running: tuple[RunningRequest, ...] = ()
+    cordoned: bool = False
+    circuit: Literal["closed", "open", "half-open"] = "closed"
+    circuit_reason: str = ""
+    circuit_retry_at: float | None = None
+    """When an open circuit lets one request through to see; None while that one is out."""
+    paused_until: float | None = None
+    """It said "busy": no new work before this time."""
+    load_retry_at: Mapping[str, float] = field(default_factory=dict)
+    """Models whose loads have failed here, and when the next may be tried."""
+    load_path_stuck: bool = False
+    """Loads hang although the node answers; what is loaded stays usable."""
+    penalty_seconds: float = 0.0
+    """Price of its recent errors at ``penalty_at``; it halves every ten seconds."""
+    penalty_at: float = 0.0
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    load_bytes_per_second: float | None = None
+    bytes_per_second: float | None = None
+    """Effective memory bandwidth, from the decode rates seen here."""
+
+    @property
+    def id(self) -> str:
+        """The node's id."""
+        return self.node.id
+
+    @cached_property
+    def is_available(self) -> bool:
+        """Whether nothing about the node itself stands against using it."""
+        return (
+            self.health == "up"
+            and not self.cordoned
+            and self.circuit == "closed"
+            and self.paused_until is None
+        )
+
+    @cached_property
+    def reserved_bytes(self) -> int:
+        """GPU memory promised to loads that no source shows yet."""
+        return sum(request.reserved_bytes for request in self.running if request.loading)
+
+    @cached_property
+    def free_vram_bytes(self) -> int | None:
+        """GPU memory a further model could take once pending loads are done; None: unknown."""
+        free = self.measured_free_vram_bytes
+        if free is None or not self.running:
+            return free
+        going = sum(m.size_vram_bytes for m in self.loaded.values() if m.name in self.leaving)
+        return max(0, free - self.reserved_bytes + going)
+
+    @cached_property
+    def leaving(self) -> frozenset[str]:
+        """Models that a pending load is about to push out: they take no new work."""
+        return frozenset().union(*(r.evicts for r in self.running if r.loading))
+
+    @cached_property
+    def arriving(self) -> frozenset[str]:
+        """Models with a pending load here."""
+        return frozenset(r.model for r in self.running if r.loading)
+
+    @cached_property
+    def ram_bytes(self) -> int | None:
+        """System memory, measured or configured; None when unknown."""
+        if self.host is not None and self.host.total_bytes is not None:
+            return self.host.total_bytes
+        return None if self.node.ram_gb is None else int(self.node.ram_gb * GB)
+
+    def __repr__(self) -> str:
+        free = self.free_vram_bytes
+        vram = "VRAM unknown" if free is None else f"{free / GB:.1f} GB free"
+        loaded = ", ".join(self.loaded) or "nothing loaded"
+        return f"<NodeSnapshot {self.id} {self.health} | {vram} | {loaded}>"
+
+
+# ------------------------------------------------------------------------- decisions
+
+
+class Rejection(NamedTuple):
+    """Why one node cannot take a request."""
+
+    # A tuple and not a dataclass: choosing among 100 nodes makes up to 100 of them.
+    node_id: str
+    reason: str
+    """One of the scheduler's closed list, e.g. ``short of VRAM``."""
+    detail: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return self._asdict()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A node that could take the request, and what it would cost, in seconds."""
+
+    node_id: str
+    costs: Mapping[str, float]
+    total_seconds: float
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, rounded to a tenth of a millisecond."""
+        return {
+            "node_id": self.node_id,
+            "seconds": round(self.total_seconds, 4),
+            "costs": {name: round(value, 4) for name, value in self.costs.items()},
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try on one node."""
+
+    node_id: str
+    node_url: str
+    outcome: str
+    """``ok``, ``cancelled``, or the cause of the failure (``connect``, ``busy`` ...)."""
+    seconds: float
+    status_code: int | None = None
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "node_id": self.node_id,
+            "node_url": self.node_url,
+            "outcome": self.outcome,
+            "seconds": round(self.seconds, 4),
+            "status_code": self.status_code,
+            "error": self.error,
+        }
