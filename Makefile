@@ -25,7 +25,8 @@ help: ## say what there is to make
 demo: $(RUNTIME) ## route requests over simulated nodes, on this machine alone
 	@$(BIN)/hydra-llm demo
 
-test: $(DEV) ## run the tests
+# One process: a second one on two cores unsettles what is timed. ARGS="-n 2" takes two all the same.
+test: $(DEV) ## run the tests; ARGS="-k lease" chooses some
 	@echo "test: running the tests"
 	@$(BIN)/python -m pytest -q $(ARGS)
 

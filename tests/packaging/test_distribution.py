@@ -82,10 +82,15 @@ def test_the_wheel_imports_where_it_is_installed(
     assert (fresh_python.parent / "hydra-llm").exists()
 
 
-def test_the_sdist_holds_no_symlink(dist: Path) -> None:
+def test_the_sdist_holds_the_source_and_no_symlink(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        assert not [member.name for member in archive if member.issym() or member.islnk()]
+        folders = {member.name.split("/")[1] for member in archive if "/" in member.name}
+        links = [member.name for member in archive if member.issym() or member.islnk()]
+
+    assert {"CHANGELOG.md", "LICENSE", "hydra_llm", "integrations", "setup.py"} <= folders
+    assert not folders & {"docs", "notebooks", "tests"}
+    assert not links
 
 
 def test_a_checkout_without_symlinks_builds_the_same_wheel(
