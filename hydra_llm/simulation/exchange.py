@@ -1,0 +1,432 @@
+"""A request under way: what goes on the wire for each token, at the end, and on failure."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra_llm.simulation.answers import Answer, Token
+from hydra_llm.simulation.asked import Asked
+from hydra_llm.simulation.records import Failure, Ticket
+from hydra_llm.simulation.text import rng_of, tokens_of
+from hydra_llm.simulation.wire import (
+    EVENTS,
+    JSON,
+    NDJSON,
+    PLAIN_JSON,
+    Reply,
+    date_text,
+    error_body,
+    go_json,
+    json_reply,
+)
+
+__all__ = ["ChatExchange", "Context", "Exchange", "FixedExchange", "GenerateExchange",
+           "OpenAIChatExchange", "OpenAICompletionExchange"]  # fmt: skip
+
+# "load_duration: about 1-10 ms when the model was loaded."
+_OVERHEAD_S = 0.0015
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a writer has to know beside the answer."""
+
+    asked: Asked
+    answer: Answer
+    rendered: str
+    prompt_tokens: int
+    is_modern: bool
+    number: int
+    """Makes ids: the same node gives the same ones for the same requests."""
+    wall: Callable[[], float] = time.time
+
+
+class Exchange(ABC):
+    """
+    One request that a model is working on.
+
+    The server asks `token` for the bytes of each token, then `finish` or `fail` once.
+    """
+
+    ticket: Ticket
+
+    def __init__(self, *, stream: bool) -> None:
+        self.stream = stream
+
+    content_type = NDJSON
+
+    @abstractmethod
+    def token(self, index: int) -> bytes:
+        """Give the chunk for one token; empty when nothing of it is seen."""
+
+    @abstractmethod
+    def finish(self) -> Reply | tuple[bytes, ...]:
+        """Give the whole answer, or the last chunks of a stream."""
+
+    @abstractmethod
+    def fail(self, failure: Failure, *, begun: bool) -> Reply | tuple[bytes, ...]:
+        """Give the error, as an answer of its own or within a stream that has begun."""
+
+
+class FixedExchange(Exchange):
+    """A request whose answer is one document: loads, embeddings, rendered prompts."""
+
+    def __init__(self, build: Callable[[Ticket], object], *, is_v1: bool = False) -> None:
+        super().__init__(stream=False)
+        self._build = build
+        self._is_v1 = is_v1
+
+    def token(self, index: int) -> bytes:
+        """Give nothing: there are no tokens."""
+        return b""
+
+    def finish(self) -> Reply:
+        """Give the document."""
+        return json_reply(
+            self._build(self.ticket), content_type=PLAIN_JSON if self._is_v1 else JSON
+        )
+
+    def fail(self, failure: Failure, *, begun: bool) -> Reply:
+        """Give the error."""
+        return _failed(failure, is_v1=self._is_v1)
+
+
+class _Writer(Exchange):
+    """What the text endpoints have in common."""
+
+    is_v1 = False
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(stream=context.asked.stream)
+        self.context = context
+
+    def token(self, index: int) -> bytes:
+        """Give the line for one token."""
+        return self.line(self.context.answer.tokens[index])
+
+    @abstractmethod
+    def line(self, token: Token) -> bytes:
+        """Give the chunk for a token that may have nothing to show."""
+
+    def fail(self, failure: Failure, *, begun: bool) -> Reply | tuple[bytes, ...]:
+        """Give an error line once the stream has begun; before, an answer with the status."""
+        if begun:
+            return (_ndjson({"error": failure.text}),)
+        reply = _failed(failure, is_v1=self.is_v1)
+        if failure.cause == "runner killed" and self.stream:
+            # The stream's headers were prepared already.
+            return Reply(reply.status, reply.body + b"\n", PLAIN_JSON, is_chunked=True)
+        return reply
+
+    def joined(self, kind: str) -> str:
+        """Join the text of all tokens of one kind."""
+        return "".join(token.text for token in self.context.answer.tokens if token.kind == kind)
+
+    @property
+    def calls(self) -> list[Mapping[str, Any]]:
+        """The tool calls of the whole answer, as ``/api`` has them."""
+        return [call for token in self.context.answer.tokens for call in self.native_calls(token)]
+
+    def native_calls(self, token: Token) -> list[Mapping[str, Any]]:
+        """Give the tool calls of one token, as ``/api`` has them."""
+        return [
+            {
+                "id": self.call_id(index),
+                "function": {"index": index, "name": call.name, "arguments": call.arguments},
+            }
+            for index, call in enumerate(token.calls)
+        ]
+
+    def call_id(self, index: int) -> str:
+        """Make the id of a tool call."""
+        rng = rng_of("call id", self.context.number, index)
+        letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+        return "call_" + "".join(rng.choice(letters) for _ in range(8))
+
+    def logprobs(self, tokens: tuple[Token, ...]) -> dict[str, Any]:
+        """Give the made-up log-probabilities, where they were asked for."""
+        if not self.context.asked.body.get("logprobs"):
+            return {}
+        top = int(self.context.asked.body.get("top_logprobs") or 0)
+        listed = []
+        for token in tokens:
+            if token.kind == "hidden" and not token.text:
+                continue
+            rng = rng_of("logprob", token.text)
+            entry: dict[str, Any] = _logprob(token.text, -rng.uniform(1.0, 5.0))
+            if top:
+                entry["top_logprobs"] = [
+                    _logprob(f" {rng.choice('abcdefgh')}{n}", -rng.uniform(0.01, 1.0))
+                    for n in range(top)
+                ]
+            listed.append(entry)
+        return {"logprobs": listed} if listed else {}
+
+    def durations(self) -> dict[str, int]:
+        """Give the last line's counters; those that are 0 are left out."""
+        ticket = self.ticket
+        counters = {
+            "total_duration": _ns(ticket.total_s + _OVERHEAD_S),
+            "load_duration": _ns(ticket.load_s + _OVERHEAD_S),
+            "prompt_eval_count": self.context.prompt_tokens,
+            "prompt_eval_duration": _ns(ticket.prompt_eval_s),
+            "eval_count": len(self.context.answer.tokens),
+            "eval_duration": _ns(ticket.eval_s),
+        }
+        return {name: value for name, value in counters.items() if value}
+
+
+class ChatExchange(_Writer):
+    """``POST /api/chat``."""
+
+    def line(self, token: Token) -> bytes:
+        """Give the line for a token."""
+        message: dict[str, Any] = {"role": "assistant", "content": ""}
+        if token.kind == "content":
+            message["content"] = token.text
+        elif token.kind == "thinking":
+            message["thinking"] = token.text
+        elif token.kind == "call":
+            message["tool_calls"] = self.native_calls(token)
+        else:
+            return b""
+        return _ndjson({**self._head(), "message": message, "done": False,
+                        **self.logprobs((token,))})  # fmt: skip
+
+    def finish(self) -> Reply | tuple[bytes, ...]:
+        """Give the last line, or the whole answer."""
+        reason = self.context.answer.done_reason
+        end = {"done": True, "done_reason": reason, **self.durations()} if reason else {}
+        message: dict[str, Any] = {"role": "assistant", "content": ""}
+        if self.stream:
+            return (_ndjson({**self._head(), "message": message, **end}),) if reason else ()
+        message["content"] = self.joined("content")
+        if thinking := self.joined("thinking"):
+            message["thinking"] = thinking
+        if calls := self.calls:
+            message["tool_calls"] = calls
+        logprobs = self.logprobs(self.context.answer.tokens)
+        end = {"done": bool(reason), **end, **logprobs}
+        return json_reply({**self._head(), "message": message, **_ordered(end)})
+
+    def _head(self) -> dict[str, Any]:
+        return _head(self.context)
+
+
+class GenerateExchange(_Writer):
+    """``POST /api/generate``."""
+
+    def line(self, token: Token) -> bytes:
+        """Give the line for a token."""
+        shown: dict[str, Any] = {"response": ""}
+        if token.kind == "content":
+            shown["response"] = token.text
+        elif token.kind == "thinking":
+            shown["thinking"] = token.text
+        elif token.kind != "tag":
+            return b""
+        return _ndjson({**_head(self.context), **shown, "done": False,
+                        **self.logprobs((token,))})  # fmt: skip
+
+    def finish(self) -> Reply | tuple[bytes, ...]:
+        """Give the last line, or the whole answer."""
+        reason = self.context.answer.done_reason
+        end: dict[str, Any] = {}
+        if reason:
+            end = {"done": True, "done_reason": reason}
+            if not self.context.asked.body.get("raw"):
+                end["context"] = _token_numbers(self.context.rendered + self.context.answer.text)
+            end |= self.durations()
+        head = {**_head(self.context), "response": ""}
+        if self.stream:
+            return (_ndjson({**head, **end}),) if reason else ()
+        head["response"] = self.joined("content")
+        if thinking := self.joined("thinking"):
+            head["thinking"] = thinking
+        end = {"done": bool(reason), **end, **self.logprobs(self.context.answer.tokens)}
+        return json_reply({**head, **_ordered(end)})
+
+
+class _OpenAIWriter(_Writer):
+    is_v1 = True
+    content_type = EVENTS
+    prefix = "chatcmpl"
+
+    @property
+    def finish_reason(self) -> str | None:
+        reason = self.context.answer.done_reason
+        return "tool_calls" if reason == "stop" and self.calls else reason
+
+    def usage(self) -> dict[str, int]:
+        prompt, made = self.context.prompt_tokens, len(self.context.answer.tokens)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": made,
+            "total_tokens": prompt + made,
+        }
+
+    def wants_usage(self) -> bool:
+        options = self.context.asked.body.get("stream_options") or {}
+        return bool(options.get("include_usage"))
+
+    def head(self, kind: str, model: str | None = None) -> dict[str, Any]:
+        asked = self.context.asked.model
+        return {
+            "id": f"{self.prefix}-{self.context.number % 1000}",
+            "object": kind,
+            "created": int(self.context.wall()),
+            "model": asked if model is None else model,
+            "system_fingerprint": "fp_ollama",
+        }
+
+
+class OpenAIChatExchange(_OpenAIWriter):
+    """``POST /v1/chat/completions``."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._began = False
+
+    def line(self, token: Token) -> bytes:
+        """Give the event for a token."""
+        delta: dict[str, Any] = {"content": ""}
+        if token.kind == "content":
+            delta["content"] = token.text
+        elif token.kind == "thinking":
+            delta["reasoning"] = token.text
+        elif token.kind == "call":
+            delta["tool_calls"] = self._calls(token)
+        else:
+            return b""
+        return self._event(delta, None, self.logprobs((token,)))
+
+    def finish(self) -> Reply | tuple[bytes, ...]:
+        """Give the last events, or the whole answer."""
+        if not self.stream:
+            message: dict[str, Any] = {"role": "assistant", "content": self.joined("content")}
+            if thinking := self.joined("thinking"):
+                message["reasoning"] = thinking
+            calls = [call for token in self.context.answer.tokens for call in self._calls(token)]
+            if calls:
+                message["tool_calls"] = calls
+            choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
+            body = {
+                **self.head("chat.completion"),
+                "choices": [choice | _wrapped(self.logprobs(self.context.answer.tokens))],
+                "usage": self.usage(),
+            }
+            return json_reply(body, content_type=PLAIN_JSON)
+        if self.finish_reason is None:
+            return ()
+        end: dict[str, Any] = {} if self.context.is_modern else {"content": ""}
+        chunks = [self._event(end, self.finish_reason, {})]
+        if self.wants_usage():
+            head = self.head("chat.completion.chunk")
+            chunks.append(_event({**head, "choices": [], "usage": self.usage()}))
+        return (*chunks, b"data: [DONE]\n\n")
+
+    def fail(self, failure: Failure, *, begun: bool) -> Reply | tuple[bytes, ...]:
+        """End the stream with an empty chunk: the error itself is not to be seen."""
+        if not begun:
+            return super().fail(failure, begun=False)
+        return (self._event({"content": ""}, None, {}, model=""),)
+
+    def _event(
+        self,
+        delta: Mapping[str, Any],
+        reason: str | None,
+        logprobs: Mapping[str, Any],
+        model: str | None = None,
+    ) -> bytes:
+        says_role = not self.context.is_modern or not self._began
+        self._began = True
+        delta = {"role": "assistant", **delta} if says_role else delta
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, **_wrapped(logprobs)}
+        return _event({**self.head("chat.completion.chunk", model), "choices": [choice]})
+
+    def _calls(self, token: Token) -> list[Mapping[str, Any]]:
+        return [
+            {
+                "id": self.call_id(index),
+                "index": index,
+                "type": "function",
+                "function": {"name": call.name, "arguments": go_json(call.arguments)},
+            }
+            for index, call in enumerate(token.calls)
+        ]
+
+
+class OpenAICompletionExchange(_OpenAIWriter):
+    """``POST /v1/completions``."""
+
+    prefix = "cmpl"
+
+    def line(self, token: Token) -> bytes:
+        """Give the event for a token."""
+        return self._event(token.text, None) if token.kind == "content" else b""
+
+    def finish(self) -> Reply | tuple[bytes, ...]:
+        """Give the last events, or the whole answer."""
+        reason = self.finish_reason
+        if not self.stream:
+            choice = {"text": self.joined("content"), "index": 0, "finish_reason": reason}
+            body = {**self.head("text_completion"), "choices": [choice], "usage": self.usage()}
+            return json_reply(body, content_type=PLAIN_JSON)
+        if reason is None:
+            return ()
+        chunks = [self._event("", reason)]
+        if self.wants_usage():
+            usage = {**self.head("text_completion"), "choices": [], "usage": self.usage()}
+            chunks.append(_event(usage))
+        return (*chunks, b"data: [DONE]\n\n")
+
+    def fail(self, failure: Failure, *, begun: bool) -> Reply | tuple[bytes, ...]:
+        """End the stream with an empty chunk, as the chat endpoint does."""
+        return (self._event("", None),) if begun else super().fail(failure, begun=False)
+
+    def _event(self, text: str, reason: str | None) -> bytes:
+        choice = {"text": text, "index": 0, "finish_reason": reason}
+        return _event({**self.head("text_completion"), "choices": [choice]})
+
+
+def _failed(failure: Failure, *, is_v1: bool) -> Reply:
+    body = error_body(failure.status, failure.text, is_v1=is_v1)
+    return json_reply(body, failure.status, PLAIN_JSON if is_v1 else JSON)
+
+
+def _head(context: Context) -> dict[str, Any]:
+    return {"model": context.asked.model, "created_at": date_text(context.wall())}
+
+
+def _ordered(end: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the log-probabilities where Go's struct has them: before the counters."""
+    first = {name: end[name] for name in ("done", "done_reason", "logprobs") if name in end}
+    return {**first, **end}
+
+
+def _logprob(text: str, value: float) -> dict[str, Any]:
+    return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+
+def _wrapped(logprobs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"logprobs": {"content": logprobs["logprobs"]}} if logprobs else {}
+
+
+def _token_numbers(text: str) -> list[int]:
+    return [int.from_bytes(token.encode()[-2:], "big") % 32000 for token in tokens_of(text)]
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def _ndjson(value: object) -> bytes:
+    return go_json(value).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _event(value: object) -> bytes:
+    return b"data: " + go_json(value).encode("utf-8", "surrogatepass") + b"\n\n"

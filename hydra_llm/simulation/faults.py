@@ -1,0 +1,193 @@
+"""
+What can go wrong on a node, as records to `SimulatedNode.inject`.
+
+::
+
+    node.inject(StatusFault(503, retry_after=2), times=1)
+    node.inject(ResetFault(after=3), models=("qwen3:8b",))
+    node.inject(TokenFault(after=5, action=SimulatedNode.kill))
+
+A fault strikes requests to a model and leaves the control plane alone, unless its ``paths`` name
+it. Several may strike one request: an answer in its place comes first, then the rest apply to
+the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from hydra_llm.simulation.node import SimulatedNode
+
+__all__ = [
+    "CutFault",
+    "ErrorBodyFault",
+    "ErrorLineFault",
+    "Fault",
+    "HangFault",
+    "HtmlFault",
+    "HugeFault",
+    "MissingModelFault",
+    "PsFault",
+    "ResetFault",
+    "SlowFault",
+    "StallFault",
+    "StatusFault",
+    "TokenFault",
+]
+
+_TEXTS = {
+    400: "invalid request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "model not found",
+    429: "too many requests",
+    500: "an error was encountered while running the model: unexpected EOF",
+    503: "server busy, please try again.  maximum pending requests exceeded",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """
+    Which requests a fault strikes.
+
+    Args:
+        paths: only these; ``("*",)`` is all, the control plane included.
+        models: only requests for these, as the request spells them.
+        times: only the first so many.
+        probability: of each, from the node's seed.
+    """
+
+    paths: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
+    times: int | None = None
+    probability: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusFault(Fault):
+    """An error status with Ollama's error body; also 401, 403, 429 and 503."""
+
+    status: int = 500
+    text: str | None = None
+    retry_after: float | None = None
+
+    @property
+    def message(self) -> str:
+        """The text in the body."""
+        return self.text or _TEXTS.get(self.status, f"status {self.status}")
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBodyFault(Fault):
+    """Status 200, and an error where the answer should be."""
+
+    text: str = "an error was encountered while running the model: unexpected EOF"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorLineFault(Fault):
+    """A stream that turns into an error after so many tokens; 0 makes it the first line."""
+
+    after: int = 0
+    text: str = "an error was encountered while running the model: unexpected EOF"
+
+
+@dataclass(frozen=True, slots=True)
+class ResetFault(Fault):
+    """
+    The connection is reset.
+
+    Args:
+        after: so many tokens; 0 is after the headers, ``None`` before any answer.
+    """
+
+    after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CutFault(Fault):
+    """The answer ends properly after so many tokens, but without ``done``."""
+
+    after: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StallFault(Fault):
+    """After so many tokens nothing more comes, and the connection stays open."""
+
+    after: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HangFault(Fault):
+    """Not a byte comes; with ``loads_only`` just where the model is not loaded."""
+
+    loads_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HtmlFault(Fault):
+    """A web page, as a proxy or a router in the way sends it."""
+
+    status: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class HugeFault(Fault):
+    """A JSON document of this size."""
+
+    size_bytes: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class MissingModelFault(Fault):
+    """404 for the model, as if it had been deleted; the listings still show it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowFault(Fault):
+    """Everything computed takes ``factor`` times as long, for ``for_s`` simulated seconds."""
+
+    factor: float = 10.0
+    for_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PsFault(Fault):
+    """
+    ``/api/ps`` says something wrong, or says it late.
+
+    Args:
+        shows: ``stale`` is what was so when the fault was injected; ``given`` is ``entries``.
+        block_s: real seconds until it answers at all.
+    """
+
+    shows: Literal["truth", "stale", "empty", "given"] = "truth"
+    entries: Sequence[Mapping[str, Any]] = field(default=())
+    block_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFault(Fault):
+    """Something that happens to the node at a token, such as ``SimulatedNode.kill``."""
+
+    after: int = 1
+    action: Callable[[SimulatedNode], None] = field(default=lambda node: node.kill())
+
+
+def stands_in(fault: Fault) -> bool:
+    """Whether a fault takes the place of the whole answer."""
+    if isinstance(fault, ResetFault):
+        return fault.after is None
+    kinds = (StatusFault, ErrorBodyFault, HangFault, HtmlFault, HugeFault, MissingModelFault)
+    return isinstance(fault, kinds)
+
+
+def token_at(fault: Fault) -> int | None:
+    """Say at how many tokens a fault strikes a stream."""
+    at_token = (ErrorLineFault, ResetFault, CutFault, StallFault, TokenFault)
+    return fault.after if isinstance(fault, at_token) else None

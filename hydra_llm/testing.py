@@ -1,0 +1,54 @@
+"""
+Ollama nodes without GPUs, for tests of whatever routes to them.
+
+::
+
+    with SimulatedCluster([SimulatedNode("a"), SimulatedNode("b", vram_gb=8.0)]) as cluster:
+        cluster["a"].kill()
+        ...
+"""
+
+from __future__ import annotations
+
+from hydra_llm.simulation.catalog import Behaviour, SimulatedModel
+from hydra_llm.simulation.faults import (
+    CutFault,
+    ErrorBodyFault,
+    ErrorLineFault,
+    Fault,
+    HangFault,
+    HtmlFault,
+    HugeFault,
+    MissingModelFault,
+    PsFault,
+    ResetFault,
+    SlowFault,
+    StallFault,
+    StatusFault,
+    TokenFault,
+)
+from hydra_llm.simulation.node import RequestRecord, SimulatedCluster, SimulatedNode
+from hydra_llm.simulation.settings import Gpu
+
+__all__ = [
+    "Behaviour",
+    "CutFault",
+    "ErrorBodyFault",
+    "ErrorLineFault",
+    "Fault",
+    "Gpu",
+    "HangFault",
+    "HtmlFault",
+    "HugeFault",
+    "MissingModelFault",
+    "PsFault",
+    "RequestRecord",
+    "ResetFault",
+    "SimulatedCluster",
+    "SimulatedModel",
+    "SimulatedNode",
+    "SlowFault",
+    "StallFault",
+    "StatusFault",
+    "TokenFault",
+]
