@@ -205,15 +205,16 @@ def _cut_at_stop(
     tokens: tuple[Token, ...], stops: tuple[str, ...]
 ) -> tuple[tuple[Token, ...], bool]:
     """Cut before the first stop sequence in the seen text."""
-    seen = ""
-    for index, token in enumerate(tokens):
+    stops = tuple(stop for stop in stops if stop)
+    tail, longest = "", max(map(len, stops), default=0)
+    for index, token in enumerate(tokens if stops else ()):
         if token.kind != "content":
             continue
-        seen += token.text
-        found = [at for at in (seen.find(stop) for stop in stops if stop) if at >= 0]
+        # Only what is new can end a stop sequence; all of it grows long.
+        tail = tail[-longest:] + token.text
+        found = [at for at in map(tail.find, stops) if at >= 0]
         if found:
-            surplus = len(seen) - min(found)
-            return _without_tail(tokens[: index + 1], surplus), True
+            return _without_tail(tokens[: index + 1], len(tail) - min(found)), True
     return tokens, False
 
 

@@ -70,6 +70,9 @@ _METHODS = {
 }
 
 
+_PADDING = 256
+
+
 class OllamaApi:
     """
     The endpoints of one node: its catalogue, and the doors to its server model.
@@ -226,7 +229,10 @@ class OllamaApi:
         messages = list(asked.messages)
         if native and last.get("role") == "assistant":
             # The runner's template opens the answer, then puts the given text.
-            messages[-1] = {**last, "content": go_token + str(last.get("content") or "")}
+            text = str(last.get("content") or "")
+            messages[-1] = {**last, "content": text and go_token + text}
+            # A continued answer is not held to a format.
+            asked = replace(asked, format=None)
         rendered = render(
             messages,
             system=model.system,
@@ -304,13 +310,16 @@ class OllamaApi:
         prompt = as_prompt(question.rendered)
         num_ctx = self._num_ctx(model, asked)
         no_shift = asked.body.get("shift") is False
+        if no_shift and self.settings.is_modern:
+            # llama-server rounds a context up, and without shifting it is used to its end.
+            num_ctx = -(-num_ctx // _PADDING) * _PADDING
         if len(prompt) > num_ctx:
             if asked.body.get("truncate") is False and no_shift:
                 raise self._too_long(len(prompt), num_ctx)
             # The end is kept, with room to answer.
             prompt = prompt[-max(1, num_ctx // 2) :]
         # Without a limit the server sets one of its own: ten times the context.
-        room = num_ctx - len(prompt) if no_shift and not self.settings.is_modern else 10 * num_ctx
+        room = num_ctx - len(prompt) if no_shift else 10 * num_ctx
         said = answer(replace(question, room=max(1, room)))
         self._number += 1
         context = Context(
@@ -461,8 +470,11 @@ class OllamaApi:
         ]
         if body.get("encoding_format") == "base64":
             encoded: list[object] = [_base64(vector) for vector in vectors]
-        else:
+        elif path == "/api/embeddings":
             encoded = list(vectors)
+        else:
+            # 32 bits of precision; the older endpoint says more than it knows.
+            encoded = [[round(value, 9) for value in vector] for vector in vectors]
 
         def build(ticket: Ticket) -> object:
             return _embedded(path, asked.model, encoded, count, ticket)

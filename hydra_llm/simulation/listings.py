@@ -70,11 +70,7 @@ def show(model: SimulatedModel, *, is_modern: bool, verbose: bool) -> dict[str, 
         answer["system"] = model.system
     answer["details"] = details
     answer["model_info"] = _model_info(model, family, is_modern=is_modern, verbose=verbose)
-    answer["tensors"] = [
-        {"name": "output.weight", "type": "F16",
-         "shape": [model.embedding_length, model.vocab_size]},
-        {"name": "output_norm.weight", "type": "F32", "shape": [model.embedding_length]},
-    ]  # fmt: skip
+    answer["tensors"] = _tensors(model)
     answer["capabilities"] = list(model.capabilities)
     answer["modified_at"] = model.modified_at
     return answer
@@ -111,6 +107,16 @@ def _details(model: SimulatedModel) -> dict[str, Any]:
         "parameter_size": model.parameter_size,
         "quantization_level": model.quantization,
     }
+
+
+def _tensors(model: SimulatedModel) -> list[dict[str, Any]]:
+    wide, deep = model.embedding_length, model.vocab_size
+    listed = [("output.weight", [wide, deep]), ("output_norm.weight", [wide]),
+              ("token_embd.weight", [wide, deep])]  # fmt: skip
+    for block in range(model.block_count):
+        for part in ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up"):
+            listed.append((f"blk.{block}.{part}.weight", [wide, wide]))
+    return [{"name": name, "type": "F16", "shape": shape} for name, shape in listed]
 
 
 def _model_info(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -174,6 +176,9 @@ class SimulatedNode:
         self._records: list[_Call | RequestRecord] = []
         self._started_at = time.monotonic()
         self._frozen_at = 0.0
+        self._at: float | None = None
+        """The instant being dealt with, while there is one."""
+        self._backlog: deque[Event] = deque()
         self._timer: Any = None  # asyncio.TimerHandle
         self._stale_ps: Reply | None = None
         self._thread: LoopThread | None = None
@@ -241,10 +246,11 @@ class SimulatedNode:
         """Accept connections and never send a byte, until thawed: a stopped process."""
 
         def stop() -> None:
-            if not self.is_frozen:
-                self._pump()
+            if self.is_frozen:
+                return
+            with self._moment():
                 self.is_frozen, self._frozen_at = True, time.monotonic()
-                self._cancel_timer()
+            self._cancel_timer()
 
         self._do(stop)
 
@@ -258,7 +264,7 @@ class SimulatedNode:
             self._started_at += time.monotonic() - self._frozen_at
             for connection in list(self._connections):
                 connection.thaw()
-            self._pump()
+            self._tick()
 
         self._do(go_on)
 
@@ -271,8 +277,8 @@ class SimulatedNode:
         found = self._installed(model)
 
         def load() -> None:
-            self._api.server.preload(found, self._now(), num_ctx=num_ctx, keep_alive=keep_alive)
-            self._pump()
+            with self._moment() as now:
+                self._api.server.preload(found, now, num_ctx=num_ctx, keep_alive=keep_alive)
 
         self._do(load)
 
@@ -289,8 +295,8 @@ class SimulatedNode:
         def remove() -> None:
             self._models.pop(model.parsed.key, None)
             self._api.models.pop(model.parsed.key, None)
-            self._api.server.unload(model, self._now())
-            self._pump()
+            with self._moment() as now:
+                self._api.server.unload(model, now)
 
         self._do(remove)
 
@@ -299,8 +305,8 @@ class SimulatedNode:
         model = self._installed(name)
 
         def end() -> None:
-            self._api.server.kill_runner(model, self._now())
-            self._pump()
+            with self._moment() as now:
+                self._api.server.kill_runner(model, now)
 
         self._do(end)
 
@@ -332,20 +338,20 @@ class SimulatedNode:
 
         def clear() -> None:
             self._faults.clear()
-            self._api.server.slow_down(1.0, self._now())
-            self._pump()
+            with self._moment() as now:
+                self._api.server.slow_down(1.0, now)
 
         self._do(clear)
 
     def _slow_down(self, fault: faulty.SlowFault) -> None:
-        self._api.server.slow_down(fault.factor, self._now())
-        self._pump()
+        with self._moment() as now:
+            self._api.server.slow_down(fault.factor, now)
         if fault.for_s is not None and self._thread is not None:
             api = self._api
 
             def end() -> None:
-                api.server.slow_down(1.0, self._now())
-                self._pump()
+                with self._moment() as now:
+                    api.server.slow_down(1.0, now)
 
             self._thread.loop.call_later(fault.for_s / self.speed, end)
 
@@ -440,8 +446,8 @@ class SimulatedNode:
         self._over(call, "client left")
         if call.exchange is not None:
             self._tickets.pop(call.exchange.ticket.id, None)
-            self._api.server.cancel(call.exchange.ticket, self._now())
-            self._pump()
+            with self._moment() as now:
+                self._api.server.cancel(call.exchange.ticket, now)
 
     def request(self, connection: Connection, request: h11.Request, body: bytes) -> None:
         """Answer a request, or strike it with a fault."""
@@ -471,16 +477,15 @@ class SimulatedNode:
                 self._stand_in(call, fault)
                 return
         watch = any(faulty.token_at(fault) is not None for fault in call.faults)
-        answer = self._api.handle(
-            method, path, body, self._now(), host=headers.get("host", ""), watch=watch
-        )
-        if isinstance(answer, Reply):
-            self._reply(call, self._ps_reply(call, answer))
-        else:
-            call.exchange = answer
-            self._tickets[answer.ticket.id] = call
-            self._at_tokens(call, 0)
-        self._pump()
+        host = headers.get("host", "")
+        with self._moment() as now:
+            answer = self._api.handle(method, path, body, now, host=host, watch=watch)
+            if isinstance(answer, Reply):
+                self._reply(call, self._ps_reply(call, answer))
+            else:
+                call.exchange = answer
+                self._tickets[answer.ticket.id] = call
+                self._at_tokens(call, 0)
 
     # ------------------------------------------------------------------ inside
 
@@ -492,7 +497,6 @@ class SimulatedNode:
         assert self._listener is not None
         self._is_up = True
         self._listener.listen(self._thread.loop, lambda: Connection(self))
-        self._pump()
 
     def _go_down(self) -> None:
         self._is_up = self.is_frozen = False
@@ -501,6 +505,7 @@ class SimulatedNode:
             self._over(call, "cut")
         self._calls.clear()
         self._tickets.clear()
+        self._backlog.clear()
         for connection in list(self._connections):
             connection.drop()
 
@@ -510,6 +515,8 @@ class SimulatedNode:
 
     def _now(self) -> float:
         """Simulated seconds since the start; they stand still while it is frozen."""
+        if self._at is not None:
+            return self._at
         real = self._frozen_at if self.is_frozen else time.monotonic()
         return (real - self._started_at) * self.speed
 
@@ -524,20 +531,56 @@ class SimulatedNode:
             raise KeyError(f"node {self.id} has no model {name!r}")
         return model
 
-    def _pump(self) -> None:
-        """Let simulated time catch up with the clock, and send what has come of it."""
-        if self._thread is None or self.is_frozen or not self._is_up:
+    @contextmanager
+    def _moment(self) -> Iterator[float]:
+        """
+        Hold the node's clock while something is done to it.
+
+        What was due before is dealt with first, and what comes of it after.
+        """
+        if self._at is not None:  # set off by an event: it happens at the event's time
+            yield self._at
             return
-        server = self._api.server
-        for event in server.advance(self._now()):
-            self._dispatch(event)
-            if server is not self._api.server or not self._is_up or self.is_frozen:
+        now = self._now()
+        self._run_to(now)
+        self._at = now
+        try:
+            yield now
+        finally:
+            self._at = None
+        self._run_to(now)
+        self._set_timer()
+
+    def _run_to(self, now: float) -> None:
+        """Deal with all that is due by ``now``, one instant after the other."""
+        while self._is_awake:
+            server = self._api.server
+            due = server.next_event_at()
+            at = now if due is None else min(due, now)
+            self._backlog += server.advance(at)
+            self._at = at
+            try:
+                while self._backlog and self._is_awake:
+                    self._dispatch(self._backlog.popleft())
+            finally:
+                self._at = None
+            if due is None or due > now:
                 return
+
+    def _tick(self) -> None:
+        with self._moment():
+            pass
+
+    @property
+    def _is_awake(self) -> bool:
+        return self._is_up and not self.is_frozen
+
+    def _set_timer(self) -> None:
         self._cancel_timer()
-        at = server.next_event_at()
-        if at is not None:
+        at = self._api.server.next_event_at()
+        if at is not None and self._is_awake and self._thread is not None:
             delay = max(0.0, (at - self._now()) / self.speed)
-            self._timer = self._thread.loop.call_later(delay, self._pump)
+            self._timer = self._thread.loop.call_later(delay, self._tick)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -52,4 +52,4 @@ def embedding(text: str, dimension: int, *, model: str) -> list[float]:
     rng = rng_of("embedding", model, text)
     values = [rng.gauss(0.0, 1.0) for _ in range(dimension)]
     norm = math.sqrt(sum(value * value for value in values)) or 1.0
-    return [round(value / norm, 8) for value in values]
+    return [value / norm for value in values]

@@ -1,0 +1,1 @@
+PLAYED: set[tuple[str,str]] = set()
