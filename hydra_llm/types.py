@@ -7,6 +7,7 @@ Unknown is ``None``, never zero.
 from __future__ import annotations
 
 import base64
+import math
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,6 +42,11 @@ GB = 1_000_000_000
 """Decimal gigabyte: the unit of ``vram_gb`` and ``min_vram_gb``, as on a card's box."""
 
 DEFAULT_PORT = 11434
+
+PENALTY_HALF_LIFE_SECONDS = 10.0
+
+DEMAND_MEMORY_SECONDS = 300.0
+"""How long an arrival counts towards a model's rate (time constant)."""
 
 
 Health = Literal["unknown", "up", "down", "misconfigured"]
@@ -446,7 +452,8 @@ class Demand:
     """How much one model is asked for, over the whole cluster."""
 
     per_second: float = 0.0
-    """Arrival rate, forgetting with time."""
+    """Arrival rate at ``seen_at``; it fades with :data:`DEMAND_MEMORY_SECONDS`."""
+    seen_at: float = 0.0
     warm_nodes: int = 0
     """Healthy nodes that have it loaded."""
     output_tokens: float | None = None
@@ -455,6 +462,10 @@ class Demand:
     """Memory it took when it was last seen loaded somewhere ..."""
     seen_context: int | None = None
     """... and the context it had then."""
+
+    def rate(self, now: float) -> float:
+        """Requests per second as of ``now``."""
+        return self.per_second * math.exp(-max(0.0, now - self.seen_at) / DEMAND_MEMORY_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,7 +495,7 @@ class NodeSnapshot:
 
     running: tuple[RunningRequest, ...] = ()
     cordoned: bool = False
-    circuit: Literal["closed", "open", "half-open"] = "closed"
+    circuit: Literal["closed", "open"] = "closed"
     circuit_reason: str = ""
     circuit_retry_at: float | None = None
     """When an open circuit lets one request through to see; None while that one is out."""
@@ -506,6 +517,10 @@ class NodeSnapshot:
     def id(self) -> str:
         """The node's id."""
         return self.node.id
+
+    def penalty(self, now: float) -> float:
+        """What is left of the price of its errors, in seconds."""
+        return faded(self.penalty_seconds, now - self.penalty_at)
 
     @cached_property
     def is_available(self) -> bool:
@@ -553,6 +568,49 @@ class NodeSnapshot:
         vram = "VRAM unknown" if free is None else f"{free / GB:.1f} GB free"
         loaded = ", ".join(self.loaded) or "nothing loaded"
         return f"<NodeSnapshot {self.id} {self.health} | {vram} | {loaded}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A choice, boiled down to what the ledger has to book."""
+
+    node_id: str
+    has_room: bool = True
+    """Whether the node may be handed the request now; else it waits in the router."""
+    causes_load: bool = False
+    load_seconds: float = 0.0
+    """Expected time until the model is loaded, loads ahead of it included."""
+    expected_seconds: float = 0.0
+    """Expected prefill and decode."""
+    wait_seconds: float = 0.0
+    reserved_bytes: int = 0
+    evicts: frozenset[str] = frozenset()
+    options: RunnerOptions = NO_OPTIONS
+    context_length: int | None = None
+    """Context of the runner that will serve it, where known."""
+    choice: object = None
+    """The scheduler's own record, for the explanation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an answer said of itself in its last part; durations in seconds.
+
+    ``prompt_tokens`` counts cached ones, ``prefill_seconds`` does not (BEHAVIOUR section 3).
+    """
+
+    total_seconds: float | None = None
+    load_seconds: float | None = None
+    """Scheduler time on the node: queue for a load, eviction and the load itself."""
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+def faded(penalty_seconds: float, age_seconds: float) -> float:
+    """A penalty after some time: it halves every ten seconds."""
+    return penalty_seconds * math.pow(0.5, max(0.0, age_seconds) / PENALTY_HALF_LIFE_SECONDS)
 
 
 # ------------------------------------------------------------------------- decisions

@@ -7,26 +7,33 @@ weights, so a person can argue with each of them, and a plug-in adds seconds of 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Protocol
 
-from hydra_llm.scheduling.filters import vram_available_to
+from hydra_llm.scheduling.filters import MISSES_DEADLINE, vram_available_to
 from hydra_llm.scheduling.moment import Moment
-from hydra_llm.types import GB, UNKNOWN_SPEED, InferenceRequest, NodeSnapshot, RunningRequest
+from hydra_llm.types import (
+    GB,
+    UNKNOWN_SPEED,
+    InferenceRequest,
+    NodeSnapshot,
+    Rejection,
+    RunningRequest,
+)
 
 GPU_PREFILL_SPEEDUP = 30.0
 """Prompt tokens a GPU evaluates in the time it decodes one (FACTS section 4)."""
 CPU_PREFILL_SPEEDUP = 5.0
 SHARING_SLOWDOWN = 0.5
 """What each further stream on the same GPU adds to a token's time (FACTS section 4)."""
-PENALTY_HALF_LIFE_SECONDS = 10.0
 
 
 class CostTerm(Protocol):
     """Any callable that answers in seconds."""
 
-    def __call__(
-        self, request: InferenceRequest, node: NodeSnapshot, moment: Moment, /
-    ) -> float: ...
+    def __call__(self, request: InferenceRequest, node: NodeSnapshot, moment: Moment, /) -> float:
+        """Seconds that this node costs the request, 0 or more."""
+        ...
 
 
 # ---------------------------------------------------------------------- estimates
@@ -185,7 +192,8 @@ def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
         demand = moment.demand.get(victim)
         if demand is None or victim == request.model:
             continue
-        wanted = -math.expm1(-demand.per_second * moment.prices.eviction_horizon_seconds)
+        rate = demand.rate(moment.now)
+        wanted = -math.expm1(-rate * moment.prices.eviction_horizon_seconds)
         # Another warm copy takes most of the pain away.
         share = 1.0 if demand.warm_nodes <= 1 else 0.3
         price += wanted * share * load_seconds_of(victim, node, moment)
@@ -221,8 +229,7 @@ def risk(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float
     """Recent errors, and loading into memory that nothing measures."""
     price = 0.0
     if node.penalty_seconds:
-        age = max(0.0, moment.now - node.penalty_at)
-        price = node.penalty_seconds * 0.5 ** (age / PENALTY_HALF_LIFE_SECONDS)
+        price = node.penalty(moment.now)
     # Unknown memory is neither a pass nor a ban: half a load, since it may end on the CPU.
     if moment.fit(request, node).verdict == "unknown":
         price += 0.5 * load_seconds_of(request.model, node, moment)
@@ -243,3 +250,22 @@ COST_TERMS: dict[str, CostTerm] = {
 
 OWN_TERMS = ("wait", "load", "prefill", "decode")
 """The terms that make up the request's own expected completion."""
+
+
+def own_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> dict[str, float]:
+    """The request's own expected completion there, term by term, nothing weighed down."""
+    plain = replace(request, interactive=False) if request.interactive else request
+    return {name: COST_TERMS[name](plain, node, moment) for name in OWN_TERMS}
+
+
+def misses_deadline(
+    request: InferenceRequest, node: NodeSnapshot, moment: Moment
+) -> Rejection | None:
+    """Reject a node that is not expected to be done in time."""
+    if request.deadline_seconds is None:
+        return None
+    left = request.submitted_at + request.deadline_seconds - moment.now
+    expected = sum(own_seconds(request, node, moment).values())
+    if expected <= left:
+        return None
+    return Rejection(node.id, MISSES_DEADLINE, f"{expected:.1f} s expected, {left:.1f} s left")

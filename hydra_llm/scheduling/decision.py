@@ -182,7 +182,7 @@ class RoutingDecision(Mapping[str, Any]):
 
     def table(self) -> str:
         """The rows as text, for a terminal or a log."""
-        terms = [name for name in (self.candidates[0].costs if self.candidates else ())]
+        terms = list(self.candidates[0].costs) if self.candidates else []
         head = ["", "node", "seconds", *terms, "note"]
         body = [
             [
@@ -203,7 +203,7 @@ class RoutingDecision(Mapping[str, Any]):
 
     def _repr_html_(self) -> str:
         """A table for notebooks."""
-        terms = [name for name in (self.candidates[0].costs if self.candidates else ())]
+        terms = list(self.candidates[0].costs) if self.candidates else []
         head = "".join(f"<th>{html.escape(h)}</th>" for h in ["node", "seconds", *terms, "note"])
         body = ""
         for row in self.rows():

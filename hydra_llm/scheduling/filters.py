@@ -18,7 +18,9 @@ class Filter(Protocol):
 
     def __call__(
         self, request: InferenceRequest, node: NodeSnapshot, moment: Moment, /
-    ) -> Rejection | None: ...
+    ) -> Rejection | None:
+        """The reason against this node, or None."""
+        ...
 
 
 ALREADY_TRIED = "already tried"
@@ -31,6 +33,7 @@ LABEL_MISSING = "without the label"
 LOAD_CIRCUIT_OPEN = "failed to load it lately"
 LOAD_PATH_STUCK = "load path stuck"
 MISCONFIGURED = "misconfigured"
+MISSES_DEADLINE = "too slow for the deadline"
 MODEL_MISSING = "without the model"
 NOT_SEEN = "not seen yet"
 PAUSED = "busy, asked to wait"
@@ -50,6 +53,7 @@ REASONS = frozenset(
         LOAD_CIRCUIT_OPEN,
         LOAD_PATH_STUCK,
         MISCONFIGURED,
+        MISSES_DEADLINE,
         MODEL_MISSING,
         NOT_SEEN,
         PAUSED,

@@ -56,7 +56,9 @@ LOADED = Fit("loaded")
 LOADING = Fit("loading")
 
 
-def runner_serves(request: InferenceRequest, loaded: LoadedModel, train_context: int | None) -> bool:
+def runner_serves(
+    request: InferenceRequest, loaded: LoadedModel, train_context: int | None
+) -> bool:
     """
     Whether a loaded runner serves the request without a restart.
 
@@ -165,9 +167,7 @@ def _fit_of_a_load(
     # A model that is still being loaded here stands in line as the last possible victim.
     coming = [(r.model, r.reserved_bytes) for r in pending]
     line = [(m.name, m.size_vram_bytes) for m in others] + coming
-    while line and (
-        need > FURTHER_MODEL_SHARE * free or len(line) >= limit
-    ):
+    while line and (need > FURTHER_MODEL_SHARE * free or len(line) >= limit):
         name, size = line.pop(0)
         victims.append(name)
         free += size

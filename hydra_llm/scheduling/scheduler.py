@@ -77,11 +77,7 @@ class Choice:
 
     def predicted(self) -> dict[str, float]:
         """What is expected to happen on the selected node, in seconds."""
-        request, node, moment = self.request, self.selected, self.moment
-        plain = replace(request, interactive=False)
-        values = {
-            name: float(COST_TERMS[name](plain, node, moment)) for name in costs.OWN_TERMS
-        }
+        values = costs.own_seconds(self.request, self.selected, self.moment)
         first = values["wait"] + values["load"] + values["prefill"]
         return {**values, "first_token": first, "total": first + values["decode"]}
 
@@ -105,6 +101,10 @@ class Scheduler:
         self._terms: dict[str, CostTerm] = {**COST_TERMS, **(costs or {})}
         self._term_list = tuple(self._terms.values())
 
+    def term(self, name: str) -> CostTerm:
+        """One of its cost terms."""
+        return self._terms[name]
+
     def schedule(
         self,
         request: InferenceRequest,
@@ -119,6 +119,8 @@ class Scheduler:
             NoEligibleNodeError: no node may take the request; it holds each one's reason.
         """
         active = filters_for(request)
+        if request.deadline_seconds is not None:
+            active.append(costs.misses_deadline)
         active += self._extra_filters
         eligible, rejections = _sift(request, nodes, moment, active)
         relaxations: tuple[Relaxation, ...] = ()
@@ -187,9 +189,7 @@ class Scheduler:
         moment: Moment,
         active: Sequence[Filter],
         rejections: Sequence[Rejection],
-    ) -> tuple[
-        InferenceRequest, Sequence[NodeSnapshot], Sequence[Rejection], tuple[Relaxation, ...]
-    ]:
+    ) -> tuple[InferenceRequest, list[NodeSnapshot], list[Rejection], tuple[Relaxation, ...]]:
         """Give up what the caller only preferred, the least first, until a node is left."""
         steps: list[_Step] = []
         if request.min_vram_bytes is not None and not request.strict_vram:
@@ -206,9 +206,10 @@ class Scheduler:
                 relaxed, chain, relaxation = step(relaxed, chain, nodes, first)
                 given_up.append(relaxation)
             moment.fits.clear()
-            eligible, rejections = _sift(relaxed, nodes, moment, chain)
+            eligible, last = _sift(relaxed, nodes, moment, chain)
             if eligible:
-                return relaxed, eligible, rejections, tuple(given_up)
+                return relaxed, eligible, last, tuple(given_up)
+            rejections = last
         raise _nobody(request, nodes, first, rejections)
 
 

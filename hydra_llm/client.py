@@ -1,0 +1,474 @@
+"""Drop-ins for ``ollama.Client`` and ``ollama.AsyncClient`` over several nodes.
+
+::
+
+    from hydra_llm import Client
+
+    client = Client(["http://rig:11434", "http://gaming:11434"])
+    answer = client.chat("llama3.2", [{"role": "user", "content": "Why is the sky blue?"}])
+    print(answer.message.content)
+    print(answer["routing_decision"]["reason"])
+
+They are subclasses: verbs, arguments and types are those of the ``ollama`` package. Every
+verb takes the routing words too, and answers carry ``routing_decision``, ``node_id`` and
+``node_url``; of a stream, the last part does.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+import httpx
+import ollama
+from pydantic import BaseModel, PlainSerializer
+
+from hydra_llm.config import HydraSettings
+from hydra_llm.dispatch import Dispatch
+from hydra_llm.exceptions import (
+    ConfigurationError,
+    NodeError,
+    NodeProtocolError,
+    NoEligibleNodeError,
+    RoutingWordError,
+)
+from hydra_llm.router import Router
+from hydra_llm.scheduling import RoutingDecision
+from hydra_llm.scheduling.filters import MODEL_MISSING
+from hydra_llm.transport import (
+    DISPATCH_EXTENSION,
+    DOCUMENT_EXTENSION,
+    PAYLOAD_EXTENSION,
+    WORDS_EXTENSION,
+    AsyncHydraTransport,
+    HydraTransport,
+)
+from hydra_llm.types import Node
+from hydra_llm.words import WORDS, RoutingWords, split_words, unknown_word
+
+__all__ = [
+    "AsyncClient",
+    "ChatResponse",
+    "Client",
+    "EmbedResponse",
+    "EmbeddingsResponse",
+    "GenerateResponse",
+    "NoNodeHasModelError",
+]
+
+_T = TypeVar("_T")
+
+# --------------------------------------------------------------------------- types
+
+_Decision = Annotated[Any, PlainSerializer(lambda decision: decision and decision.to_dict())]
+
+
+class _Routed(BaseModel):
+    routing_decision: _Decision = None
+    """The :class:`hydra_llm.RoutingDecision`; in a stream only on the last part."""
+    node_id: str | None = None
+    """The node that answered."""
+    node_url: str | None = None
+
+
+class ChatResponse(_Routed, ollama.ChatResponse):
+    """``ollama.ChatResponse`` with the decision."""
+
+
+class GenerateResponse(_Routed, ollama.GenerateResponse):
+    """``ollama.GenerateResponse`` with the decision."""
+
+
+class EmbedResponse(_Routed, ollama.EmbedResponse):
+    """``ollama.EmbedResponse`` with the decision."""
+
+
+class EmbeddingsResponse(_Routed, ollama.EmbeddingsResponse):
+    """``ollama.EmbeddingsResponse`` with the decision."""
+
+
+_ROUTED: dict[Any, Any] = {
+    ollama.ChatResponse: ChatResponse,
+    ollama.GenerateResponse: GenerateResponse,
+    ollama.EmbedResponse: EmbedResponse,
+    ollama.EmbeddingsResponse: EmbeddingsResponse,
+}
+
+
+class NoNodeHasModelError(NoEligibleNodeError, ollama.ResponseError):
+    """No node has the model; also what ``ollama`` raises for it, with status 404."""
+
+    def __init__(self, cause: NoEligibleNodeError) -> None:
+        super().__init__(str(cause), model=cause.model, rejections=cause.rejections)
+        self.error = str(cause)
+        self.status_code = 404
+
+
+def _translated(cause: NoEligibleNodeError) -> NoEligibleNodeError:
+    if cause.rejections and all(r.reason == MODEL_MISSING for r in cause.rejections):
+        return NoNodeHasModelError(cause)
+    return cause
+
+
+# --------------------------------------------------------------------------- verbs
+
+VERBS = (
+    "chat",
+    "generate",
+    "embed",
+    "embeddings",
+    "list",
+    "ps",
+    "show",
+    "pull",
+    "push",
+    "create",
+    "create_blob",
+    "copy",
+    "delete",
+)
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(verb: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(verb).parameters) - {"self"}
+
+
+def _words_and_rest(
+    verb: Callable[..., Any], keywords: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The call's routing words and ollama's own arguments; a misspelt one raises."""
+    words, rest = split_words(keywords)
+    known = _parameters(verb)
+    for name in rest:
+        if name not in known:
+            names = (*WORDS, *sorted(known))
+            raise RoutingWordError(
+                f"{verb.__name__}() got an unexpected argument: {unknown_word(name, names)}"
+            )
+    return words, rest
+
+
+def _with_words(verb: Callable[..., Any]) -> inspect.Signature:
+    """Ollama's signature, and the routing words after it: for help() and editors."""
+    signature = inspect.signature(verb)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for name, field in RoutingWords.model_fields.items():
+        parameters.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=field.annotation
+            )
+        )
+    return signature.replace(parameters=parameters)
+
+
+def _sync_verb(name: str) -> Any:
+    verb = getattr(ollama.Client, name)
+
+    @functools.wraps(verb)
+    def call(self: Client, *args: Any, **keywords: Any) -> Any:
+        words, rest = _words_and_rest(verb, keywords)
+        return verb(_BoundClient(self, words), *args, **rest)
+
+    call.__signature__ = _with_words(verb)  # type: ignore[attr-defined]  # read by inspect
+    return call
+
+
+def _async_verb(name: str) -> Any:
+    verb = getattr(ollama.AsyncClient, name)
+
+    @functools.wraps(verb)
+    async def call(self: AsyncClient, *args: Any, **keywords: Any) -> Any:
+        words, rest = _words_and_rest(verb, keywords)
+        return await verb(_BoundAsyncClient(self, words), *args, **rest)
+
+    call.__signature__ = _with_words(verb)  # type: ignore[attr-defined]  # read by inspect
+    return call
+
+
+# ------------------------------------------------------------------------- clients
+
+
+class Client(ollama.Client):
+    """
+    ``ollama.Client`` over several nodes.
+
+    Args:
+        nodes: URLs or :class:`hydra_llm.Node`; by default what the settings say. Clients of
+            the same nodes share one router.
+        router: one that exists already; it is not closed with the client.
+        settings: for a router made here.
+        timeout: httpx's, per attempt; by default silence is limited by the settings only.
+        headers: sent to every node; a node's own go to that node only.
+        routing: routing words that hold for every call.
+
+    Raises:
+        ConfigurationError: a node, a setting or a routing word is wrong.
+    """
+
+    def __init__(
+        self,
+        nodes: str | Node | Iterable[str | Node | Mapping[str, Any]] | None = None,
+        *,
+        router: Router | None = None,
+        settings: HydraSettings | None = None,
+        timeout: Any = None,
+        headers: Mapping[str, str] | None = None,
+        **routing: Any,
+    ) -> None:
+        _check_constructor_words(routing)
+        transport = HydraTransport(nodes, router=router, settings=settings, **routing)
+        # The host is a name for "whichever node": it is never connected to.
+        super().__init__("http://hydra", transport=transport, timeout=timeout, headers=headers)
+        self._transport = transport
+
+    @property
+    def router(self) -> Router:
+        """The router behind it."""
+        return self._transport.router
+
+    chat = _sync_verb("chat")
+    generate = _sync_verb("generate")
+    embed = _sync_verb("embed")
+    embeddings = _sync_verb("embeddings")
+    list = _sync_verb("list")
+    ps = _sync_verb("ps")
+    show = _sync_verb("show")
+    pull = _sync_verb("pull")
+    push = _sync_verb("push")
+    create = _sync_verb("create")
+    create_blob = _sync_verb("create_blob")
+    copy = _sync_verb("copy")
+    delete = _sync_verb("delete")
+
+    def web_search(self, *args: Any, **keywords: Any) -> Any:
+        """Not about nodes: use ``ollama.Client``."""
+        raise _not_about_nodes("web_search")
+
+    def web_fetch(self, *args: Any, **keywords: Any) -> Any:
+        """Not about nodes: use ``ollama.Client``."""
+        raise _not_about_nodes("web_fetch")
+
+    def _send(
+        self,
+        words: Mapping[str, Any],
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        stream: bool,
+    ) -> httpx.Response:
+        client: httpx.Client = self._client
+        request = client.build_request(
+            *args, **keywords, extensions=_extensions(client, words, keywords)
+        )
+        try:
+            return client.send(request, stream=stream)
+        except NoEligibleNodeError as exc:
+            raise _translated(exc) from exc.__cause__
+
+    def _parts(
+        self, cls: Any, words: Mapping[str, Any], args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Iterator[Any]:
+        cls = _ROUTED.get(cls, cls)
+        response = self._send(words, args, keywords, stream=True)
+        try:
+            if response.status_code >= 400:
+                response.read()
+                raise ollama.ResponseError(response.text, response.status_code)
+            dispatch = response.extensions.get(DISPATCH_EXTENSION)
+            for line in response.iter_lines():
+                if line:
+                    yield cls(**_part(dispatch, line))
+        finally:
+            response.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self.router!r}>"
+
+
+class AsyncClient(ollama.AsyncClient):
+    """``ollama.AsyncClient`` over several nodes; arguments as for :class:`Client`."""
+
+    def __init__(
+        self,
+        nodes: str | Node | Iterable[str | Node | Mapping[str, Any]] | None = None,
+        *,
+        router: Router | None = None,
+        settings: HydraSettings | None = None,
+        timeout: Any = None,
+        headers: Mapping[str, str] | None = None,
+        **routing: Any,
+    ) -> None:
+        _check_constructor_words(routing)
+        transport = AsyncHydraTransport(nodes, router=router, settings=settings, **routing)
+        super().__init__("http://hydra", transport=transport, timeout=timeout, headers=headers)
+        self._transport = transport
+
+    @property
+    def router(self) -> Router:
+        """The router behind it."""
+        return self._transport.router
+
+    chat = _async_verb("chat")
+    generate = _async_verb("generate")
+    embed = _async_verb("embed")
+    embeddings = _async_verb("embeddings")
+    list = _async_verb("list")
+    ps = _async_verb("ps")
+    show = _async_verb("show")
+    pull = _async_verb("pull")
+    push = _async_verb("push")
+    create = _async_verb("create")
+    create_blob = _async_verb("create_blob")
+    copy = _async_verb("copy")
+    delete = _async_verb("delete")
+
+    async def web_search(self, *args: Any, **keywords: Any) -> Any:
+        """Not about nodes: use ``ollama.AsyncClient``."""
+        raise _not_about_nodes("web_search")
+
+    async def web_fetch(self, *args: Any, **keywords: Any) -> Any:
+        """Not about nodes: use ``ollama.AsyncClient``."""
+        raise _not_about_nodes("web_fetch")
+
+    async def _send(
+        self,
+        words: Mapping[str, Any],
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        stream: bool,
+    ) -> httpx.Response:
+        client: httpx.AsyncClient = self._client
+        request = client.build_request(
+            *args, **keywords, extensions=_extensions(client, words, keywords)
+        )
+        try:
+            return await client.send(request, stream=stream)
+        except NoEligibleNodeError as exc:
+            raise _translated(exc) from exc.__cause__
+
+    async def _parts(
+        self, cls: Any, words: Mapping[str, Any], args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        cls = _ROUTED.get(cls, cls)
+        response = await self._send(words, args, keywords, stream=True)
+        try:
+            if response.status_code >= 400:
+                await response.aread()
+                raise ollama.ResponseError(response.text, response.status_code)
+            dispatch = response.extensions.get(DISPATCH_EXTENSION)
+            async for line in response.aiter_lines():
+                if line:
+                    yield cls(**_part(dispatch, line))
+        finally:
+            await response.aclose()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self.router!r}>"
+
+
+# ------------------------------------------------------------------- bound to a call
+
+
+class _BoundClient(ollama.Client):
+    """One call of a client with its routing words: ollama's verbs end up here."""
+
+    def __init__(self, client: Client, words: Mapping[str, Any]) -> None:
+        # Deliberately not ollama's: it would open an httpx client of its own.
+        self._hydra = client
+        self._words = words
+
+    def _request_raw(self, *args: Any, **keywords: Any) -> Any:
+        response = self._hydra._send(self._words, args, keywords, stream=False)
+        if response.status_code >= 400:
+            raise ollama.ResponseError(response.text, response.status_code)
+        return response
+
+    def _request(self, cls: Any, *args: Any, stream: bool = False, **keywords: Any) -> Any:
+        if stream:
+            return self._hydra._parts(cls, self._words, args, keywords)
+        return _parsed(cls, self._request_raw(*args, **keywords))
+
+
+class _BoundAsyncClient(ollama.AsyncClient):
+    """As :class:`_BoundClient`, for an event loop."""
+
+    def __init__(self, client: AsyncClient, words: Mapping[str, Any]) -> None:
+        # Deliberately not ollama's: it would open an httpx client of its own.
+        self._hydra = client
+        self._words = words
+
+    async def _request_raw(self, *args: Any, **keywords: Any) -> Any:
+        response = await self._hydra._send(self._words, args, keywords, stream=False)
+        if response.status_code >= 400:
+            raise ollama.ResponseError(response.text, response.status_code)
+        return response
+
+    async def _request(self, cls: Any, *args: Any, stream: bool = False, **keywords: Any) -> Any:
+        if stream:
+            return self._hydra._parts(cls, self._words, args, keywords)
+        return _parsed(cls, await self._request_raw(*args, **keywords))
+
+
+# ------------------------------------------------------------------------- helpers
+
+
+def _check_constructor_words(routing: Mapping[str, Any]) -> None:
+    if "host" in routing:
+        raise ConfigurationError("give nodes=[...] (or one URL as the first argument), not host")
+    for name in routing:
+        if name not in WORDS:
+            raise RoutingWordError(f"unexpected argument: {unknown_word(name)}")
+
+
+def _not_about_nodes(verb: str) -> ConfigurationError:
+    return ConfigurationError(f"{verb} asks ollama.com, not a node: use ollama.Client for it")
+
+
+def _extensions(
+    client: httpx.Client | httpx.AsyncClient,
+    words: Mapping[str, Any],
+    keywords: Mapping[str, Any],
+) -> dict[str, Any]:
+    # Naming extensions makes httpx leave out its own.
+    extensions: dict[str, Any] = {"timeout": client.timeout.as_dict(), WORDS_EXTENSION: words}
+    if isinstance(keywords.get("json"), dict):
+        extensions[PAYLOAD_EXTENSION] = keywords["json"]
+    return extensions
+
+
+def _part(dispatch: Dispatch | None, line: str) -> dict[str, Any]:
+    part: dict[str, Any] = json.loads(line)
+    if dispatch is not None and part.get("done") is True:
+        part.update(_facts(dispatch.decision()))
+    return part
+
+
+def _parsed(cls: Any, response: httpx.Response) -> Any:
+    document = response.extensions.get(DOCUMENT_EXTENSION)
+    if document is None:
+        try:
+            document = response.json()
+        except ValueError:
+            raise _no_json(response) from None
+    dispatch: Dispatch | None = response.extensions.get(DISPATCH_EXTENSION)
+    if dispatch is None:
+        return cls(**document)
+    return _ROUTED.get(cls, cls)(**document, **_facts(dispatch.decision()))
+
+
+def _no_json(response: httpx.Response) -> NodeError:
+    node_id = response.headers.get("x-hydra-node-id", "a node")
+    return NodeProtocolError(
+        f"{node_id} answered with something that is no JSON", node_id=node_id, node_url=""
+    )
+
+
+def _facts(decision: RoutingDecision) -> dict[str, Any]:
+    return {
+        "routing_decision": decision,
+        "node_id": decision.selected_node,
+        "node_url": decision.node_url,
+    }

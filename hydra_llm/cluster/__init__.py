@@ -1,0 +1,9 @@
+"""Everything that changes: snapshots, leases, circuits, what was learned."""
+
+from hydra_llm.cluster.cluster import Cluster
+from hydra_llm.cluster.lease import Lease
+from hydra_llm.cluster.prompt_cache import PrefixKey
+from hydra_llm.cluster.record import Rules
+from hydra_llm.cluster.waiting import Waiter
+
+__all__ = ["Cluster", "Lease", "PrefixKey", "Rules", "Waiter"]

@@ -1,0 +1,535 @@
+"""The ledger: what is known of each node, what is in flight there, who waits.
+
+All of it changes under one lock, held for microseconds and never during I/O. Methods do
+the books and return; what follows outside (waking those who waited, telling listeners) is
+done after the lock is free.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from hydra_llm.cluster.lease import Lease
+from hydra_llm.cluster.prompt_cache import PrefixKey, PromptCacheIndex
+from hydra_llm.cluster.record import LOAD_STUCK_RETRY_SECONDS, NodeRecord, Rules
+from hydra_llm.cluster.retries import RetryBudget
+from hydra_llm.cluster.waiting import Waiter, WaitingLine
+from hydra_llm.events import (
+    AttemptFailed,
+    CircuitClosed,
+    CircuitOpened,
+    Event,
+    LeaseExpired,
+    LoadPathStuck,
+    NodeHealthChanged,
+)
+from hydra_llm.exceptions import (
+    HydraError,
+    ModelLoadError,
+    ModelNotFoundError,
+    NodeAuthError,
+    NodeBusyError,
+    NodeConnectError,
+    NodeError,
+    NodeResponseError,
+    QueueFullError,
+)
+from hydra_llm.types import (
+    DEMAND_MEMORY_SECONDS,
+    Demand,
+    InferenceRequest,
+    Node,
+    NodeSnapshot,
+    Observation,
+    Placement,
+    Usage,
+)
+
+Choose = Callable[
+    [InferenceRequest, Sequence[NodeSnapshot], Mapping[str, Demand], float, int], Placement
+]
+"""``(request, nodes, demand, now, queue_ahead) -> Placement``; raises NoEligibleNodeError."""
+
+CONVERSATIONS_KEPT = 8
+"""Prompts a runner of Ollama >= 0.30 keeps in system memory, conservatively: it keeps up to
+8 GiB of them. Before, a slot remembered its last prompt only."""
+
+
+class Cluster:
+    """
+    The nodes' state and the requests in flight, for one router.
+
+    Args:
+        nodes: as configured.
+        choose: the scheduler, as a function.
+        clock: monotonic seconds.
+        rng: for jitter.
+        rules: how nodes are judged.
+        on_event: told what happened, outside the lock.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        choose: Choose,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+        rules: Rules | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._rules = rules or Rules()
+        self._choose = choose
+        self._clock = clock
+        self._on_event = on_event
+        self._lock = threading.Lock()
+        self._records = {node.id: NodeRecord(node, self._rules, rng) for node in nodes}
+        self._snapshots: dict[str, NodeSnapshot] = {}
+        self._published: tuple[NodeSnapshot, ...] = ()
+        self._demand: dict[str, Demand] = {}
+        self._line = WaitingLine()
+        self._budget = RetryBudget(ratio=self._rules.retry_ratio, floor=self._rules.retry_floor)
+        self._cache_index = PromptCacheIndex()
+        self._ids = itertools.count(1)
+        self._outbox: list[Event] = []
+        for record in self._records.values():
+            self._publish(record)
+
+    # ------------------------------------------------------------- lock & mail
+
+    @contextmanager
+    def _books(self) -> Iterator[float]:
+        """The lock, with the time; what happened meanwhile is told after it is free."""
+        resolved: list[Waiter] = []
+        with self._lock:
+            now = self._clock()
+            try:
+                yield now
+            finally:
+                if len(self._line):
+                    resolved = self._serve_line(now)
+                events, self._outbox = self._outbox, []
+        for waiter in resolved:
+            waiter.notify()
+        if self._on_event is not None:
+            for event in events:
+                self._on_event(event)
+
+    def _publish(self, record: NodeRecord) -> None:
+        self._snapshots[record.node.id] = record.snapshot()
+        self._published = ()
+
+    def _nodes(self) -> tuple[NodeSnapshot, ...]:
+        if not self._published:
+            self._published = tuple(self._snapshots.values())
+        return self._published
+
+    # ----------------------------------------------------------------- reading
+
+    def nodes(self) -> tuple[NodeSnapshot, ...]:
+        """Every node as last seen, in the order of the configuration."""
+        with self._lock:
+            return self._nodes()
+
+    def demand(self) -> Mapping[str, Demand]:
+        """What every model is asked for."""
+        with self._lock:
+            return dict(self._demand)
+
+    @property
+    def in_flight(self) -> int:
+        """Leases held."""
+        with self._lock:
+            return sum(len(record.leases) for record in self._records.values())
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait in the router."""
+        return len(self._line)
+
+    def preview(self, request: InferenceRequest) -> Placement:
+        """What would be chosen now, without booking it. Raises NoEligibleNodeError."""
+        with self._lock:
+            now = self._clock()
+            ahead = self._line.ahead_of(request, now)
+            return self._choose(request, self._nodes(), self._demand, now, ahead)
+
+    # ----------------------------------------------------------------- leasing
+
+    def acquire(self, request: InferenceRequest) -> Lease | Waiter:
+        """
+        Choose a node and book the request on it, in one step.
+
+        Returns a :class:`Waiter` if the best node has no room for it now.
+
+        Raises:
+            NoEligibleNodeError: no node may take it.
+            QueueFullError: too many wait already.
+        """
+        with self._books() as now:
+            if not request.tried:
+                self._count_arrival(request, now)
+            if not len(self._line):
+                lease = self._try_lease(request, now, 0)
+                if lease is not None:
+                    return lease
+            waiter = Waiter(request, now)
+            if len(self._line) >= self._rules.max_queue:
+                raise QueueFullError(
+                    f"{len(self._line)} requests wait for a free slot already (max_queue); "
+                    "add a node or raise max_queue",
+                    waiting=len(self._line),
+                )
+            self._line.add(waiter)
+        # Closing the books has served the line; it may have been this one's turn already.
+        if waiter.lease is not None:
+            return waiter.lease
+        if waiter.error is not None:
+            raise waiter.error
+        return waiter
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """The caller no longer waits. A lease granted in the meantime is given back."""
+        with self._books():
+            if waiter.state == "waiting":
+                self._line.remove(waiter)
+                waiter.state = "withdrawn"
+        if waiter.lease is not None:
+            self.release(waiter.lease)
+
+    def _serve_line(self, now: float) -> list[Waiter]:
+        """Grant what can be granted, the most urgent first; those no longer waiting."""
+        resolved: list[Waiter] = []
+        ahead: dict[str, int] = {}
+        without_room: set[tuple[object, ...]] = set()
+        for waiter in self._line.in_order(now):
+            model = waiter.request.model
+            # Where one of a kind finds no room, the next of that kind finds none either.
+            if waiter.kind in without_room:
+                ahead[model] += 1
+                continue
+            try:
+                lease = self._try_lease(waiter.request, now, ahead.get(model, 0))
+            except HydraError as error:
+                waiter.error, waiter.state = error, "refused"
+            else:
+                if lease is None:
+                    without_room.add(waiter.kind)
+                    ahead[model] = ahead.get(model, 0) + 1
+                    continue
+                waiter.lease, waiter.state = lease, "granted"
+            self._line.remove(waiter)
+            resolved.append(waiter)
+        return resolved
+
+    def _try_lease(self, request: InferenceRequest, now: float, ahead: int) -> Lease | None:
+        placement = self._choose(request, self._nodes(), self._demand, now, ahead)
+        if not placement.has_room:
+            return None
+        record = self._records[placement.node_id]
+        peers = sum(1 for held in record.leases.values() if held.request.model == request.model)
+        generation = record.breaker.begin(now)
+        if placement.causes_load and request.model in record.load_breakers:
+            record.load_breakers[request.model].begin(now)
+        lease = Lease(
+            lease_id=next(self._ids),
+            request=request,
+            placement=placement,
+            started_at=now,
+            ttl=self._rules.lease_ttl,
+            breaker_generation=generation,
+            peers=peers,
+        )
+        record.leases[lease.id] = lease
+        self._publish(record)
+        return lease
+
+    def first_byte(self, lease: Lease) -> bool:
+        """
+        The node has begun to answer. True if a load has just finished for it.
+
+        From now on the model counts as loaded, before any probe has seen it.
+        """
+        with self._books() as now:
+            lease.first_byte_at = now
+            lease.renew(now)
+            record = self._records[lease.node_id]
+            if not lease.is_held or not lease.running.loading:
+                return False
+            lease.running = replace(
+                lease.running,
+                loading=False,
+                reserved_bytes=0,
+                evicts=frozenset(),
+                load_seconds=now - lease.started_at,
+            )
+            record.assume_loaded(lease, now)
+            record.load_stuck_at = None
+            breaker = record.load_breakers.pop(lease.request.model, None)
+            if breaker is not None and not breaker.is_closed:
+                self._tell(CircuitClosed(at=now, node_id=lease.node_id, model=lease.request.model))
+            self._cache_index.forget(lease.node_id, lease.request.model)
+            self._publish(record)
+            self._count_warm_nodes()
+            return True
+
+    def release(self, lease: Lease) -> bool:
+        """Give the place back; True the first time, False ever after."""
+        with self._books() as now:
+            return self._end(lease, "released", now)
+
+    def _end(self, lease: Lease, state: str, now: float) -> bool:
+        if not lease.is_held:
+            return False
+        lease.state = "released" if state == "released" else "expired"
+        record = self._records[lease.node_id]
+        del record.leases[lease.id]
+        record.breaker.abandon(lease.breaker_generation)
+        if lease.running.loading and lease.request.model in record.load_breakers:
+            breaker = record.load_breakers[lease.request.model]
+            breaker.abandon(breaker.generation)
+        self._publish(record)
+        return True
+
+    # ---------------------------------------------------------------- outcomes
+
+    def succeeded(self, lease: Lease, usage: Usage | None, chain: Sequence[PrefixKey] = ()) -> None:
+        """The answer is complete: learn from it, and give the place back."""
+        with self._books() as now:
+            record = self._records[lease.node_id]
+            if record.breaker.succeed(lease.breaker_generation):
+                self._tell(CircuitClosed(at=now, node_id=lease.node_id))
+                self._slow_start(record, now)
+            if usage is not None:
+                self._learn(record, lease, usage)
+            self._cache_index.remember(lease.request.model, lease.node_id, chain)
+            if not self._end(lease, "released", now):
+                self._publish(record)
+
+    def _slow_start(self, record: NodeRecord, now: float) -> None:
+        """One good answer is not full trust: other nodes get a little head start."""
+        record.penalty_seconds = min(1.0, self._rules.slow_start_seconds / 30.0)
+        record.penalty_at = now
+
+    def _learn(self, record: NodeRecord, lease: Lease, usage: Usage) -> None:
+        model = lease.request.model
+        loaded = record.loaded.get(model)
+        installed = record.installed.get(model)
+        others = any(held.id != lease.id for held in record.leases.values())
+        cached = lease.request.cached_tokens
+        record.learner.learn(
+            model,
+            usage,
+            caused_load=lease.placement.causes_load,
+            # After a load the cache is empty for certain; else we only know our own share.
+            cached_tokens=0 if lease.placement.causes_load else cached.get(record.node.id, 0),
+            alone=not others and lease.peers == 0,
+            peers=lease.peers,
+            size_bytes=installed.size_bytes if installed else 0,
+            on_gpu=loaded is not None and loaded.gpu_share > 0.99,
+        )
+        if usage.output_tokens:
+            before = self._demand.get(model, Demand())
+            mean = before.output_tokens
+            tokens = float(usage.output_tokens)
+            mean = tokens if mean is None else mean + 0.1 * (tokens - mean)
+            self._demand[model] = replace(before, output_tokens=mean)
+
+    def failed(self, lease: Lease, error: NodeError) -> None:
+        """The node failed this request: judge it by the cause, and give the place back."""
+        with self._books() as now:
+            record = self._records[lease.node_id]
+            model = lease.request.model
+            self._tell(AttemptFailed(at=now, node_id=lease.node_id, model=model, cause=error.cause))
+            self._judge(record, lease, error, now)
+            if not self._end(lease, "released", now):
+                self._publish(record)
+
+    def _judge(self, record: NodeRecord, lease: Lease, error: NodeError, now: float) -> None:
+        if isinstance(error, NodeConnectError) and error.cause == "connect":
+            self._set_health(record, "down", str(error), now)
+        elif isinstance(error, NodeAuthError):
+            self._set_health(record, "misconfigured", str(error), now)
+        elif isinstance(error, ModelNotFoundError):
+            installed = dict(record.installed)
+            installed.pop(lease.request.model, None)
+            record.installed = installed
+        elif isinstance(error, NodeBusyError):
+            pause = error.retry_after_seconds
+            record.paused_until = now + (self._rules.pause_seconds if pause is None else pause)
+            record.add_penalty(now)
+        elif isinstance(error, ModelLoadError) or (
+            lease.running.loading and isinstance(error, NodeResponseError)
+        ):
+            self._load_failed(record, lease, error, now)
+        else:
+            self._strike(record, lease, error, now)
+
+    def _load_failed(self, record: NodeRecord, lease: Lease, error: NodeError, now: float) -> None:
+        model = lease.request.model
+        breaker = record.load_breaker(model)
+        if breaker.fail(breaker.generation, now, error.cause):
+            self._tell(
+                CircuitOpened(at=now, node_id=record.node.id, model=model, reason=error.cause)
+            )
+        record.loaded.pop(model, None)
+
+    def _strike(self, record: NodeRecord, lease: Lease, error: NodeError, now: float) -> None:
+        record.add_penalty(now)
+        if record.breaker.fail(
+            lease.breaker_generation, now, str(error), may_open=self._may_open_one_more()
+        ):
+            self._tell(CircuitOpened(at=now, node_id=record.node.id, reason=error.cause))
+
+    def _may_open_one_more(self) -> bool:
+        """Never eject more than half the nodes by inference alone: better a bad node than none."""
+        open_ones = sum(1 for record in self._records.values() if not record.breaker.is_closed)
+        return 2 * (open_ones + 1) <= len(self._records)
+
+    def may_retry(self) -> bool:
+        """Whether the budget allows one more attempt; it is then paid for."""
+        with self._lock:
+            return self._budget.withdraw(self._clock())
+
+    # ------------------------------------------------------------ observations
+
+    def observe(self, seen: Observation) -> None:
+        """Take in what probes have seen of a node."""
+        with self._books() as now:
+            record = self._records.get(seen.node_id)
+            if record is None:
+                return
+            before = record.health
+            warm_before = set(record.loaded)
+            record.observe(seen)
+            if before != record.health:
+                self._health_changed(record, before, now)
+            for name in record.loaded.keys() - warm_before:
+                # Somebody else had it loaded: whatever was cached there is gone.
+                self._cache_index.forget(record.node.id, name)
+                record.load_stuck_at = None
+            self._publish(record)
+            self._count_warm_nodes()
+
+    def _set_health(self, record: NodeRecord, health: str, reason: str, now: float) -> None:
+        before = record.health
+        record.health = "down" if health == "down" else "misconfigured"
+        record.health_reason = reason
+        if before != record.health:
+            self._health_changed(record, before, now)
+        self._count_warm_nodes()
+
+    def _health_changed(self, record: NodeRecord, before: str, now: float) -> None:
+        if record.health != "up":
+            # Whatever comes back after this has empty runners, unless a probe says else.
+            record.loaded = {}
+        self._tell(
+            NodeHealthChanged(
+                at=now,
+                node_id=record.node.id,
+                before=before,  # type: ignore[arg-type]  # one of Health, held by the record
+                after=record.health,
+                reason=record.health_reason,
+            )
+        )
+
+    def set_cordoned(self, node_id: str, cordoned: bool) -> None:
+        """Keep new requests away from a node, or let them come again. Raises KeyError."""
+        with self._books():
+            record = self._records[node_id]
+            record.cordoned = cordoned
+            self._publish(record)
+
+    def tick(self) -> None:
+        """Housekeeping, about once a second: expired leases, stuck loads, pauses that are over."""
+        with self._books() as now:
+            for record in self._records.values():
+                changed = self._expire_leases(record, now)
+                changed |= self._watch_loads(record, now)
+                if record.paused_until is not None and now >= record.paused_until:
+                    record.paused_until = None
+                    changed = True
+                if changed:
+                    self._publish(record)
+
+    def _expire_leases(self, record: NodeRecord, now: float) -> bool:
+        expired = [lease for lease in record.leases.values() if now >= lease.expires_at]
+        for lease in expired:
+            self._end(lease, "expired", now)
+            self._tell(LeaseExpired(at=now, node_id=record.node.id, model=lease.request.model))
+        return bool(expired)
+
+    def _watch_loads(self, record: NodeRecord, now: float) -> bool:
+        """No first byte after 3 × the predicted load + 5 s: the load path is stuck."""
+        if record.load_stuck_at is not None:
+            if now - record.load_stuck_at < LOAD_STUCK_RETRY_SECONDS:
+                return False
+            record.load_stuck_at = None
+            return True
+        for lease in record.leases.values():
+            running = lease.running
+            if lease.called_stuck or not running.loading:
+                continue
+            if now - running.started_at > 3 * running.load_seconds + 5.0:
+                lease.called_stuck = True
+                record.load_stuck_at = now
+                self._tell(LoadPathStuck(at=now, node_id=record.node.id, model=running.model))
+                return True
+        return False
+
+    # ------------------------------------------------------------------ demand
+
+    def cached_tokens(self, model: str, chain: Sequence[PrefixKey]) -> dict[str, int]:
+        """Prompt tokens expected in each node's cache, by node id."""
+        if not chain:
+            return {}
+        with self._lock:
+            kept = {
+                node_id: CONVERSATIONS_KEPT if _keeps_prompts(record.version) else 1
+                for node_id, record in self._records.items()
+            }
+            return self._cache_index.cached_tokens(model, chain, kept)
+
+    def _count_arrival(self, request: InferenceRequest, now: float) -> None:
+        self._budget.deposit(now)
+        before = self._demand.get(request.model, Demand())
+        rate = before.rate(now) + 1.0 / DEMAND_MEMORY_SECONDS
+        self._demand[request.model] = replace(before, per_second=rate, seen_at=now)
+
+    def _count_warm_nodes(self) -> None:
+        """Bring the demand table up to date after a change of what is loaded where."""
+        warm: dict[str, int] = {}
+        for record in self._records.values():
+            for name, model in record.loaded.items():
+                warm[name] = warm.get(name, 0) + 1
+                before = self._demand.get(name, Demand())
+                if model.size_bytes and model.size_bytes != before.seen_bytes:
+                    self._demand[name] = replace(
+                        before, seen_bytes=model.size_bytes, seen_context=model.context_length
+                    )
+        for name in warm.keys() | self._demand.keys():
+            before = self._demand.get(name, Demand())
+            if before.warm_nodes != warm.get(name, 0):
+                self._demand[name] = replace(before, warm_nodes=warm.get(name, 0))
+
+    def _tell(self, event: Event) -> None:
+        self._outbox.append(event)
+
+    def __repr__(self) -> str:
+        nodes: Iterable[NodeSnapshot] = self.nodes()
+        up = sum(1 for node in nodes if node.health == "up")
+        return f"<Cluster {up}/{len(self._records)} nodes up, {self.in_flight} in flight>"
+
+
+def _keeps_prompts(version: str | None) -> bool:
+    """Whether the runner restores earlier prompts: Ollama >= 0.30."""
+    try:
+        major, minor = (int(part) for part in (version or "").split(".")[:2])
+    except ValueError:
+        return False
+    return (major, minor) >= (0, 30)

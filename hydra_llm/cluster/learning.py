@@ -1,0 +1,161 @@
+"""How fast nodes turn out to be.
+
+Rates are averaged as logarithms, so that a rate twice too high and one twice too low weigh
+the same; new values count a fifth, and one far off counts only as far as a factor of three.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from hydra_llm.types import UNKNOWN_SPEED, Speed, Usage
+
+WEIGHT = 0.2
+OUTLIER_FACTOR = 3.0
+SETTLED_SAMPLES = 3
+MIN_PREFILL_TOKENS = 32
+"""Fewer tell more of fixed costs than of the rate."""
+MIN_DECODE_TOKENS = 4
+NO_WAIT_SECONDS = 0.05
+"""Slot waits shorter than this are overhead."""
+MIN_LOAD_SECONDS = 0.1
+"""A ``load_duration`` of a warm runner is 1 to 10 ms (BEHAVIOUR section 3)."""
+
+
+class Average:
+    """A mean that forgets and does not fall for outliers."""
+
+    __slots__ = ("_log", "samples")
+
+    def __init__(self) -> None:
+        self._log = 0.0
+        self.samples = 0
+
+    @property
+    def value(self) -> float | None:
+        """The mean; None before the first sample."""
+        return math.exp(self._log) if self.samples else None
+
+    def add(self, sample: float) -> None:
+        """Take in one positive sample; others are ignored."""
+        if not (sample > 0.0 and math.isfinite(sample)):
+            return
+        log = math.log(sample)
+        if not self.samples:
+            self._log = log
+        else:
+            step = log - self._log
+            if self.samples >= SETTLED_SAMPLES:
+                limit = math.log(OUTLIER_FACTOR)
+                step = max(-limit, min(limit, step))
+            self._log += max(WEIGHT, 1.0 / (self.samples + 1)) * step
+        self.samples += 1
+
+
+@dataclass(slots=True)
+class ModelLearner:
+    """What one node has shown of one model."""
+
+    prefill: Average = field(default_factory=Average)
+    decode: Average = field(default_factory=Average)
+    load: Average = field(default_factory=Average)
+    output: Average = field(default_factory=Average)
+    slots: int | None = None
+
+    def speed(self) -> Speed:
+        """As the scheduler sees it."""
+        return Speed(
+            prefill_seconds_per_token=self.prefill.value,
+            decode_seconds_per_token=self.decode.value,
+            load_seconds=self.load.value,
+            output_tokens=self.output.value,
+            slots=self.slots,
+            samples=self.decode.samples,
+        )
+
+
+class NodeLearner:
+    """What one node has shown; forgets a model when its file changes."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, ModelLearner] = {}
+        self._load_bandwidth = Average()
+        self._bandwidth = Average()
+        self.speeds: dict[str, Speed] = {}
+
+    @property
+    def load_bytes_per_second(self) -> float | None:
+        """Bytes loaded per second, over all models."""
+        return self._load_bandwidth.value
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """Model bytes per second of decoding, over all models fully on the GPU."""
+        return self._bandwidth.value
+
+    def speed(self, model: str) -> Speed:
+        """What is known of one model."""
+        return self.speeds.get(model, UNKNOWN_SPEED)
+
+    def learn(
+        self,
+        model: str,
+        usage: Usage,
+        *,
+        caused_load: bool,
+        cached_tokens: int | None,
+        alone: bool,
+        peers: int,
+        size_bytes: int,
+        on_gpu: bool,
+    ) -> None:
+        """
+        Take in one complete answer.
+
+        Args:
+            caused_load: the model was loaded for it.
+            cached_tokens: prompt tokens that were in the prompt cache; None if unknown, in
+                which case nothing is learned of the prefill rate.
+            alone: nothing else of ours ran on the node meanwhile.
+            peers: requests for the model already there when it came.
+            size_bytes: the model's file size, 0 if unknown.
+            on_gpu: all of it lies in GPU memory.
+        """
+        learner = self._models.setdefault(model, ModelLearner())
+        tokens = usage.output_tokens or 0
+        if usage.decode_seconds and tokens >= MIN_DECODE_TOKENS and alone:
+            per_token = usage.decode_seconds / tokens
+            learner.decode.add(per_token)
+            if size_bytes and on_gpu:
+                self._bandwidth.add(size_bytes / per_token)
+        if tokens:
+            learner.output.add(float(tokens))
+        if cached_tokens is not None and usage.prefill_seconds and alone:
+            fresh = (usage.prompt_tokens or 0) - cached_tokens
+            if fresh >= MIN_PREFILL_TOKENS:
+                learner.prefill.add(usage.prefill_seconds / fresh)
+        if caused_load and usage.load_seconds and usage.load_seconds >= MIN_LOAD_SECONDS and alone:
+            learner.load.add(usage.load_seconds)
+            if size_bytes:
+                self._load_bandwidth.add(size_bytes / usage.load_seconds)
+        if not caused_load:
+            self._learn_slots(learner, usage, peers)
+        self.speeds = {**self.speeds, model: learner.speed()}
+
+    @staticmethod
+    def _learn_slots(learner: ModelLearner, usage: Usage, peers: int) -> None:
+        """``total - load - prefill - decode`` is the wait for a slot (BEHAVIOUR section 3)."""
+        if usage.total_seconds is None or usage.decode_seconds is None or not peers:
+            return
+        known = (usage.load_seconds or 0.0) + (usage.prefill_seconds or 0.0) + usage.decode_seconds
+        waited = usage.total_seconds - known
+        if waited <= max(NO_WAIT_SECONDS, 0.02 * usage.total_seconds):
+            learner.slots = max(learner.slots or 1, peers + 1)
+        elif learner.slots is not None and learner.slots > peers:
+            learner.slots = max(1, peers)
+
+    def forget(self, model: str) -> None:
+        """The model's file has changed: what was learned is of another model."""
+        self._models.pop(model, None)
+        self.speeds = {name: speed for name, speed in self.speeds.items() if name != model}

@@ -1,0 +1,89 @@
+"""One request's hold on one node.
+
+::
+
+    held ──release()──▶ released
+      └──ttl passes───▶ expired
+
+Both ends are final, and leaving `held` gives the place back exactly once. Every part that
+is received renews the lease, so only one whose owner is gone expires.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hydra_llm.types import InferenceRequest, Placement, RunningRequest
+
+
+class Lease:
+    """Held by the door that carries the request; the cluster keeps the books."""
+
+    __slots__ = (
+        "_ttl",
+        "breaker_generation",
+        "called_stuck",
+        "expires_at",
+        "first_byte_at",
+        "id",
+        "peers",
+        "placement",
+        "request",
+        "running",
+        "started_at",
+        "state",
+    )
+
+    def __init__(
+        self,
+        *,
+        lease_id: int,
+        request: InferenceRequest,
+        placement: Placement,
+        started_at: float,
+        ttl: float,
+        breaker_generation: int,
+        peers: int,
+    ) -> None:
+        self.id = lease_id
+        self.request = request
+        self.placement = placement
+        self.started_at = started_at
+        self.breaker_generation = breaker_generation
+        self.peers = peers
+        """Requests for the same model that were on the node when this one came."""
+        self.first_byte_at: float | None = None
+        self.called_stuck = False
+        """Its load has been reported as stuck; once is enough."""
+        self.state: Literal["held", "released", "expired"] = "held"
+        self._ttl = ttl
+        self.expires_at = started_at + ttl
+        self.running = RunningRequest(
+            lease_id=lease_id,
+            model=request.model,
+            started_at=started_at,
+            expected_seconds=placement.expected_seconds,
+            priority=request.priority,
+            load_seconds=placement.load_seconds if placement.causes_load else 0.0,
+            reserved_bytes=placement.reserved_bytes,
+            evicts=placement.evicts,
+            loading=placement.causes_load,
+            options=placement.options,
+        )
+
+    @property
+    def node_id(self) -> str:
+        """The node it is held on."""
+        return self.placement.node_id
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it still counts."""
+        return self.state == "held"
+
+    def renew(self, now: float) -> None:
+        """A part has come: the owner is alive."""
+        self.expires_at = now + self._ttl
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.id} {self.request.model} on {self.node_id}, {self.state}>"

@@ -1,0 +1,199 @@
+"""All that changes about one node, and the snapshot it is published as."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from hydra_llm.cluster.breaker import CircuitBreaker
+from hydra_llm.cluster.learning import NodeLearner
+from hydra_llm.cluster.lease import Lease
+from hydra_llm.types import (
+    Device,
+    Health,
+    HostMemory,
+    InstalledModel,
+    LoadedModel,
+    Node,
+    NodeSnapshot,
+    Observation,
+    faded,
+)
+
+LOAD_STUCK_RETRY_SECONDS = 60.0
+"""After this long a stuck load path is tried again with one load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How the cluster judges nodes; seconds unless the name says otherwise."""
+
+    breaker_failures: int = 3
+    breaker_open_seconds: float = 5.0
+    breaker_max_open_seconds: float = 120.0
+    slow_start_seconds: float = 30.0
+    retry_ratio: float = 0.2
+    retry_floor: int = 100
+    lease_ttl: float = 600.0
+    max_queue: int = 1000
+    error_penalty_seconds: float = 2.0
+    """Price of one error: a node that fails fast is not fast."""
+    max_penalty_seconds: float = 20.0
+    pause_seconds: float = 1.0
+    """How long a node that said "busy" is left alone when it did not say how long."""
+
+
+class NodeRecord:
+    """The one owner of a node's state; the cluster holds the lock."""
+
+    def __init__(self, node: Node, rules: Rules, rng: random.Random) -> None:
+        self.node = node
+        self._rules = rules
+        self._rng = rng
+        self.observed_at: float | None = None
+        self.health: Health = "unknown"
+        self.health_reason = ""
+        self.version: str | None = None
+        self.installed: dict[str, InstalledModel] = {}
+        self.loaded: dict[str, LoadedModel] = {}
+        self.loaded_changed_at = float("-inf")
+        self.devices: tuple[Device, ...] = ()
+        self.host: HostMemory | None = None
+        self.total_vram_bytes: int | None = None
+        self.free_vram_bytes: int | None = None
+        self.vram_source: str | None = None
+        self.vram_observed_at: float | None = None
+        self.leases: dict[int, Lease] = {}
+        self.cordoned = False
+        self.breaker = self._new_breaker()
+        self.load_breakers: dict[str, CircuitBreaker] = {}
+        self.paused_until: float | None = None
+        self.load_stuck_at: float | None = None
+        self.penalty_seconds = 0.0
+        self.penalty_at = 0.0
+        self.learner = NodeLearner()
+
+    def _new_breaker(self) -> CircuitBreaker:
+        return CircuitBreaker(
+            failures=self._rules.breaker_failures,
+            open_seconds=self._rules.breaker_open_seconds,
+            max_open_seconds=self._rules.breaker_max_open_seconds,
+            rng=self._rng,
+        )
+
+    def load_breaker(self, model: str) -> CircuitBreaker:
+        """The circuit of loading one model here; the first failure opens it."""
+        breaker = self.load_breakers.get(model)
+        if breaker is None:
+            breaker = self.load_breakers[model] = CircuitBreaker(
+                failures=1,
+                open_seconds=2 * self._rules.breaker_open_seconds,
+                max_open_seconds=4 * self._rules.breaker_max_open_seconds,
+                rng=self._rng,
+            )
+        return breaker
+
+    # ------------------------------------------------------------ observations
+
+    def observe(self, seen: Observation) -> None:
+        """Take in what a round of probes has seen; None leaves what was known."""
+        self.observed_at = seen.observed_at
+        self.health, self.health_reason = seen.health, seen.health_reason
+        if seen.health != "up":
+            return
+        self.version = seen.version or self.version
+        if seen.installed is not None:
+            self._observe_installed(dict(seen.installed))
+        # What a load has just changed is newer than a probe that was under way then.
+        is_newer = seen.observed_at >= self.loaded_changed_at
+        if seen.loaded is not None and is_newer:
+            self.loaded = {
+                name: self._with_known_options(model) for name, model in seen.loaded.items()
+            }
+        if seen.devices is not None:
+            self.devices = seen.devices
+        self.host = seen.host or self.host
+        self.total_vram_bytes = seen.total_vram_bytes
+        self.vram_source = seen.vram_source
+        if is_newer:
+            self.free_vram_bytes = seen.free_vram_bytes
+            self.vram_observed_at = seen.vram_observed_at
+
+    def _observe_installed(self, installed: dict[str, InstalledModel]) -> None:
+        for name, model in installed.items():
+            before = self.installed.get(name)
+            if before is not None and before.digest != model.digest:
+                self.learner.forget(name)
+                self.load_breakers.pop(name, None)
+        self.installed = installed
+
+    def _with_known_options(self, model: LoadedModel) -> LoadedModel:
+        before = self.loaded.get(model.name)
+        if before is None or before.context_length != model.context_length:
+            return model
+        return replace(model, options=before.options)
+
+    def assume_loaded(self, lease: Lease, now: float) -> None:
+        """A load has just finished for ``lease``: what it changed, until a probe looks."""
+        model = lease.request.model
+        placement = lease.placement
+        evicted = [self.loaded.pop(name) for name in placement.evicts if name in self.loaded]
+        if self.free_vram_bytes is not None:
+            self.free_vram_bytes += sum(gone.size_vram_bytes for gone in evicted)
+            in_vram = min(self.free_vram_bytes, placement.reserved_bytes)
+            self.free_vram_bytes -= in_vram
+        else:
+            in_vram = placement.reserved_bytes
+        self.loaded[model] = LoadedModel(
+            name=model,
+            size_bytes=placement.reserved_bytes,
+            size_vram_bytes=in_vram,
+            context_length=placement.context_length,
+            options=placement.options,
+        )
+        self.loaded_changed_at = now
+
+    # ---------------------------------------------------------------- judging
+
+    def add_penalty(self, now: float) -> None:
+        """Price in one more error."""
+        left = faded(self.penalty_seconds, now - self.penalty_at)
+        more = left + self._rules.error_penalty_seconds
+        self.penalty_seconds = min(more, self._rules.max_penalty_seconds)
+        self.penalty_at = now
+
+    def snapshot(self) -> NodeSnapshot:
+        """The state as it is now, never to change."""
+        closed = self.breaker.is_closed
+        return NodeSnapshot(
+            node=self.node,
+            observed_at=self.observed_at,
+            health=self.health,
+            health_reason=self.health_reason,
+            version=self.version,
+            installed=self.installed,
+            loaded=dict(self.loaded),
+            devices=self.devices,
+            host=self.host,
+            total_vram_bytes=self.total_vram_bytes,
+            measured_free_vram_bytes=self.free_vram_bytes,
+            vram_source=self.vram_source,
+            vram_observed_at=self.vram_observed_at,
+            running=tuple(lease.running for lease in self.leases.values()),
+            cordoned=self.cordoned,
+            circuit="closed" if closed else "open",
+            circuit_reason=self.breaker.reason,
+            circuit_retry_at=None if closed else self.breaker.retry_at,
+            paused_until=self.paused_until,
+            load_retry_at={
+                model: float("inf") if breaker.retry_at is None else breaker.retry_at
+                for model, breaker in self.load_breakers.items()
+                if not breaker.is_closed
+            },
+            load_path_stuck=self.load_stuck_at is not None,
+            penalty_seconds=self.penalty_seconds,
+            penalty_at=self.penalty_at,
+            speeds=self.learner.speeds,
+            load_bytes_per_second=self.learner.load_bytes_per_second,
+            bytes_per_second=self.learner.bytes_per_second,
+        )

@@ -1,0 +1,104 @@
+"""Requests that wait in the router for a free slot.
+
+They wait here and not in Ollama, whose queue knows no priority and cannot be left (a
+request that waits for a load there goes on blocking others after its client has gone).
+
+::
+
+    waiting ──granted──▶ granted
+       ├─────refused──▶ refused     no node may take it any more
+       └───withdrawn──▶ withdrawn   the caller has gone, or its time is over
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from hydra_llm.cluster.lease import Lease
+from hydra_llm.exceptions import HydraError
+from hydra_llm.types import InferenceRequest
+
+AGEING_SECONDS = 15.0
+"""Waiting this long counts as one step of priority: nobody starves."""
+
+
+class Waiter:
+    """One waiting request. ``on_ready`` callbacks run without any lock held."""
+
+    __slots__ = ("_callbacks", "error", "kind", "lease", "request", "since", "state")
+
+    def __init__(self, request: InferenceRequest, since: float) -> None:
+        self.request = request
+        self.since = since
+        self.kind = (
+            request.model,
+            request.options,
+            request.node_id,
+            request.min_vram_bytes,
+            request.exclude_nodes,
+            request.require_labels,
+            request.tried,
+            request.priority,
+        )
+        """Requests of one kind find room on the same nodes."""
+        self.state: Literal["waiting", "granted", "refused", "withdrawn"] = "waiting"
+        self.lease: Lease | None = None
+        self.error: HydraError | None = None
+        self._callbacks: list[Callable[[], None]] = []
+
+    def urgency(self, now: float) -> float:
+        """Its priority, raised by how long it has waited."""
+        return self.request.priority + (now - self.since) / AGEING_SECONDS
+
+    def on_ready(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called once it no longer waits; at once if that is so already."""
+        self._callbacks.append(callback)
+        if self.state != "waiting":
+            self.notify()
+
+    def notify(self) -> None:
+        """Call the callbacks, each once."""
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:  # another thread took the last one
+                return
+            callback()
+
+
+class WaitingLine:
+    """Who waits, the most urgent first; the owner holds the lock."""
+
+    def __init__(self) -> None:
+        self._waiters: list[Waiter] = []
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def add(self, waiter: Waiter) -> None:
+        """Join the line."""
+        self._waiters.append(waiter)
+
+    def remove(self, waiter: Waiter) -> None:
+        """Leave the line."""
+        self._waiters.remove(waiter)
+
+    def in_order(self, now: float) -> list[Waiter]:
+        """Most urgent first; who came first, first."""
+        return sorted(self._waiters, key=lambda w: (-w.urgency(now), w.since))
+
+    def ahead_of(self, request: InferenceRequest, now: float) -> int:
+        """Waiting requests for the same model that go before a new one."""
+        return sum(
+            1
+            for waiter in self._waiters
+            if waiter.request.model == request.model and waiter.urgency(now) >= request.priority
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Waiting requests by model."""
+        counts: dict[str, int] = {}
+        for waiter in self._waiters:
+            counts[waiter.request.model] = counts.get(waiter.request.model, 0) + 1
+        return counts

@@ -1,0 +1,441 @@
+"""One request on its way through the cluster: which node next, what happened there.
+
+The sync and async doors share it; all that they do themselves is wait and move bytes.
+
+::
+
+    lease ──▶ send ──▶ first byte ──▶ committed ──▶ complete
+      ▲        │           │              └──────▶ broken: a typed error, never a 2nd answer
+      └─ next ◀┴───────────┘
+         node    failed before anything was handed out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from hydra_llm.cluster import Lease, PrefixKey, Waiter
+from hydra_llm.exceptions import (
+    AllNodesFailedError,
+    DeadlineError,
+    ModelNotFoundError,
+    NodeError,
+    NoEligibleNodeError,
+    StreamBrokenError,
+)
+from hydra_llm.ollama.calls import Call, Framing, Route, with_context
+from hydra_llm.scheduling import Choice, RoutingDecision
+from hydra_llm.scheduling.filters import MISSES_DEADLINE
+from hydra_llm.types import Attempt, InferenceRequest, Node, Placement, Usage
+from hydra_llm.words import HEADER_PREFIX, RoutingWords
+
+if TYPE_CHECKING:
+    from hydra_llm.router import Router
+
+_NOT_PASSED_ON = frozenset(
+    {b"host", b"authorization", b"content-length", b"transfer-encoding", b"connection"}
+)
+_PREFIX = HEADER_PREFIX.encode()
+
+
+class Dispatch:
+    """The state of one routed request; used by one thread or task at a time."""
+
+    def __init__(self, router: Router, call: Call, words: RoutingWords, body: bytes) -> None:
+        self._router = router
+        self._cluster = router._cluster
+        self._clock = router._clock
+        self.call = call
+        self.words = words
+        self._body = body
+        self._began = self._clock()
+        self._attempts: list[Attempt] = []
+        self._lease: Lease | None = None
+        self._sent_at = 0.0
+        self._first_byte_at: float | None = None
+        self._choice: Choice | None = None
+        self._usage: Usage | None = None
+        self._finished_at: float | None = None
+        self._last_error: NodeError | None = None
+        self._decision: RoutingDecision | None = None
+        self._chain = self._prompt_chain()
+        self.request = self._inference_request()
+
+    # ----------------------------------------------------------------- request
+
+    def _prompt_chain(self) -> tuple[PrefixKey, ...]:
+        call = self.call
+        if not call.parts:
+            return ()
+        if self.words.session is not None:
+            key = hash(("session", self.words.session))
+            return (PrefixKey(key, call.input_tokens),)
+        return tuple(PrefixKey(part.hash, part.tokens) for part in call.parts)
+
+    def _inference_request(self) -> InferenceRequest:
+        call, words = self.call, self.words
+        return InferenceRequest(
+            model=call.model_name,
+            capabilities=call.capabilities,
+            options=call.options,
+            input_tokens=call.input_tokens,
+            output_tokens=call.output_limit,
+            interactive=call.framing is not Framing.JSON,
+            node_id=words.node_id,
+            min_vram_bytes=None if words.min_vram_gb is None else int(words.min_vram_gb * 1e9),
+            prefer_local=words.prefer_local,
+            priority=words.priority,
+            exclude_nodes=frozenset(words.exclude_nodes),
+            require_labels=frozenset(words.require_labels),
+            prefer_labels=frozenset(words.prefer_labels),
+            deadline_seconds=words.deadline_s,
+            strict_pin=words.pin == "require",
+            strict_vram=words.vram == "require",
+            submitted_at=self._began,
+            cached_tokens=self._cluster.cached_tokens(call.model_name, self._chain),
+        )
+
+    # ------------------------------------------------------------------- lease
+
+    def acquire(self) -> Lease | Waiter:
+        """
+        The next node, or a place in the line for it.
+
+        Raises:
+            NoEligibleNodeError: nobody may take it, and nobody was tried.
+            AllNodesFailedError: nobody is left.
+            DeadlineError: no node can make it in time.
+            QueueFullError: too many wait already.
+        """
+        self._check_deadline()
+        if self._attempts and not self._cluster.may_retry():
+            raise self._given_up("the retry budget is spent") from self._last_error
+        try:
+            held = self._cluster.acquire(self.request)
+        except NoEligibleNodeError as exc:
+            raise self._nobody_left(exc) from self._last_error
+        if isinstance(held, Lease):
+            self.granted(held)
+        return held
+
+    def granted(self, lease: Lease) -> Lease:
+        """The lease is ours, at once or after waiting in the line."""
+        self._lease = lease
+        self._sent_at = self._clock()
+        choice = lease.placement.choice
+        assert isinstance(choice, Choice)
+        self._choice = choice
+        return lease
+
+    def outcome_of(self, waiter: Waiter) -> Lease:
+        """What became of a waiter that has been woken."""
+        if waiter.lease is not None:
+            return self.granted(waiter.lease)
+        if isinstance(waiter.error, NoEligibleNodeError):
+            raise self._nobody_left(waiter.error) from self._last_error
+        assert waiter.error is not None
+        raise waiter.error
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """The caller no longer waits in the line."""
+        self._cluster.withdraw(waiter)
+
+    def _nobody_left(self, exc: NoEligibleNodeError) -> Exception:
+        if any(r.reason == MISSES_DEADLINE for r in exc.rejections):
+            details = "; ".join(f"{r.node_id}: {r.detail or r.reason}" for r in exc.rejections)
+            return DeadlineError(
+                f"no node is expected to answer within {self.words.deadline_s:g} s ({details})",
+                deadline_seconds=self.words.deadline_s or 0.0,
+                predicted_seconds=None,
+            )
+        if not self._attempts:
+            return exc
+        all_missing = isinstance(self._last_error, ModelNotFoundError)
+        why = "no other node can take it"
+        if all_missing and len(exc.rejections) == len(self._attempts):
+            why = f"try 'ollama pull {self.call.model}' on one of them"
+        return self._given_up(why, exc)
+
+    def _given_up(self, why: str, exc: NoEligibleNodeError | None = None) -> AllNodesFailedError:
+        tried = ", ".join(f"{a.node_id} ({a.error or a.outcome})" for a in self._attempts)
+        count = len(self._attempts)
+        return AllNodesFailedError(
+            f"{count} node{'s' if count > 1 else ''} tried for {self.call.model!r}, "
+            f"none answered: {tried}; {why}",
+            model=self.call.model,
+            attempts=self._attempts,
+            rejections=exc.rejections if exc is not None else (),
+        )
+
+    # ---------------------------------------------------------------- deadline
+
+    def seconds_left(self) -> float | None:
+        """Until the caller's deadline; None without one."""
+        if self.words.deadline_s is None:
+            return None
+        return self._began + self.words.deadline_s - self._clock()
+
+    def _check_deadline(self) -> None:
+        left = self.seconds_left()
+        if left is not None and left <= 0:
+            raise self.out_of_time()
+
+    def out_of_time(self) -> DeadlineError:
+        """The error for a deadline that has passed."""
+        tried = ", ".join(f"{a.node_id} ({a.outcome})" for a in self._attempts) or "none"
+        return DeadlineError(
+            f"{self.words.deadline_s:g} s have passed without an answer; nodes tried: {tried}",
+            deadline_seconds=self.words.deadline_s or 0.0,
+            predicted_seconds=None,
+        )
+
+    # ----------------------------------------------------------------- sending
+
+    @property
+    def lease(self) -> Lease:
+        """The present one."""
+        assert self._lease is not None
+        return self._lease
+
+    @property
+    def node(self) -> Node:
+        """The node of the present attempt."""
+        assert self._choice is not None
+        return self._choice.selected.node
+
+    def outgoing(self, incoming: httpx.Request) -> httpx.Request:
+        """The request as it goes to the node of the present attempt."""
+        return outgoing_request(
+            self.node, incoming, self._body_for(self.lease.placement), self.timeouts(incoming)
+        )
+
+    def _body_for(self, placement: Placement) -> bytes:
+        call = self.call
+        if (
+            call.payload is None
+            or not call.native
+            or call.options.num_ctx is not None
+            or placement.context_length is None
+            or placement.causes_load
+            or not call.generates
+        ):
+            return self._body
+        payload, body = with_context(call.payload, self._body, placement.context_length)
+        return body if body is not None else encode(payload)
+
+    def timeouts(self, incoming: httpx.Request) -> dict[str, float | None]:
+        """Connect, write and first byte; the caller's own limits and deadline are kept too."""
+        settings = self._router.settings
+        asked: Mapping[str, float | None] = incoming.extensions.get("timeout") or {}
+        left = self.seconds_left()
+        return {
+            "connect": _least(asked.get("connect"), settings.connect_timeout, left),
+            "pool": None,
+            "write": _least(asked.get("write"), settings.stream_idle_timeout, left),
+            "read": _least(asked.get("read"), settings.first_byte_timeout, left),
+        }
+
+    def idle_timeout(self, incoming: httpx.Request) -> float | None:
+        """Silence allowed between two parts of a stream."""
+        asked: Mapping[str, float | None] = incoming.extensions.get("timeout") or {}
+        idle = self._router.settings.stream_idle_timeout
+        return _least(asked.get("read"), idle, self.seconds_left())
+
+    # ---------------------------------------------------------------- outcomes
+
+    def first_byte(self) -> None:
+        """The node has begun to answer."""
+        if self._first_byte_at is not None:
+            return
+        self._first_byte_at = self._clock()
+        if self._cluster.first_byte(self.lease):
+            self._router._refresh(self.lease.node_id)
+
+    def received(self) -> None:
+        """A further part has come."""
+        self.lease.renew(self._clock())
+
+    def complete(self, usage: Usage | None) -> None:
+        """The answer is complete."""
+        if self._finished_at is not None:
+            return
+        self.first_byte()
+        self._finished_at = self._clock()
+        self._usage = usage
+        self._note("ok")
+        self._cluster.succeeded(self.lease, usage, self._chain)
+        self._router._decided(self)
+
+    def refused(self, status: int) -> None:
+        """The node answered that the caller made a mistake: no blame, no other node."""
+        self._finished_at = self._clock()
+        self._note("refused", status=status)
+        self._cluster.release(self.lease)
+        self._router._decided(self)
+
+    def cancelled(self) -> None:
+        """The caller has gone before the end."""
+        if self._finished_at is not None or self._lease is None or not self._lease.is_held:
+            return
+        self._finished_at = self._clock()
+        self._note("cancelled")
+        self._cluster.release(self.lease)
+        self._router._decided(self)
+
+    def failed(self, error: NodeError) -> None:
+        """The node failed before anything was handed out; the next one may be tried."""
+        self._book_failure(error)
+        self.request = replace(self.request, tried=self.request.tried | {self.lease.node_id})
+        self._first_byte_at = None
+
+    def broken(self, error: NodeError, parts: int) -> StreamBrokenError:
+        """The node failed after something had been handed out: the error for the caller."""
+        self._finished_at = self._clock()
+        self._book_failure(error)
+        self._router._decided(self)
+        if isinstance(error, StreamBrokenError):
+            return error
+        where = {"node_id": self.node.id, "node_url": self.node.url}
+        broken = StreamBrokenError(
+            f"the answer of {self.node.id} broke off after {parts} parts: {error}",
+            parts=parts,
+            **where,
+        )
+        broken.__cause__ = error
+        return broken
+
+    def _book_failure(self, error: NodeError) -> None:
+        self._last_error = error
+        self._note(error.cause, status=getattr(error, "status_code", None), error=str(error))
+        self._cluster.failed(self.lease, error)
+        self._router._refresh(self.lease.node_id)
+
+    def _note(self, outcome: str, *, status: int | None = None, error: str = "") -> None:
+        self._attempts.append(
+            Attempt(
+                node_id=self.node.id,
+                node_url=self.node.url,
+                outcome=outcome,
+                seconds=self._clock() - self._sent_at,
+                status_code=status,
+                error=error,
+            )
+        )
+        self._decision = None
+
+    def incomplete(self, parts: int) -> StreamBrokenError:
+        """The error for an answer that ended without saying that it was done."""
+        return StreamBrokenError(
+            f"the answer of {self.node.id} ended after {parts} parts without being complete",
+            parts=parts,
+            node_id=self.node.id,
+            node_url=self.node.url,
+        )
+
+    # ---------------------------------------------------------------- decision
+
+    def decision(self) -> RoutingDecision:
+        """The explanation as of now."""
+        if self._decision is None:
+            self._decision = RoutingDecision(
+                model=self.call.model,
+                requested_node=self.words.node_id,
+                choice=self._choice,
+                attempts=tuple(self._attempts),
+                actual=self._actual(),
+            )
+        return self._decision
+
+    def _actual(self) -> dict[str, float] | None:
+        if self._finished_at is None or self._choice is None:
+            return None
+        actual = {
+            "total": self._finished_at - self._began,
+            "queued": self._sent_at - self._began,
+        }
+        if self._first_byte_at is not None:
+            actual["first_token"] = self._first_byte_at - self._began
+        usage = self._usage
+        if usage is not None:
+            for name, value in (
+                ("load", usage.load_seconds),
+                ("prefill", usage.prefill_seconds),
+                ("decode", usage.decode_seconds),
+                ("prompt_tokens", usage.prompt_tokens),
+                ("output_tokens", usage.output_tokens),
+            ):
+                if value is not None:
+                    actual[name] = float(value)
+        return actual
+
+
+# ------------------------------------------------------------------------- helpers
+
+
+def _least(*limits: float | None) -> float | None:
+    given = [limit for limit in limits if limit is not None]
+    return max(min(given), 0.001) if given else None
+
+
+def encode(payload: Mapping[str, Any]) -> bytes:
+    """As httpx encodes JSON."""
+    import json
+
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+@lru_cache(maxsize=1024)
+def _target(node_url: str, raw_path: bytes) -> tuple[httpx.URL, bytes]:
+    """The URL at the node, and its Host header."""
+    url = httpx.URL(node_url + raw_path.decode("ascii"))
+    return url, urlsplit(node_url).netloc.encode("ascii")
+
+
+def outgoing_request(
+    node: Node,
+    incoming: httpx.Request,
+    body: bytes | httpx.SyncByteStream | httpx.AsyncByteStream,
+    timeouts: dict[str, float | None],
+) -> httpx.Request:
+    """
+    ``incoming`` as it goes to ``node``: its Host, its credentials, and nobody else's.
+
+    The caller's own ``Authorization`` header is not passed on: openai's client always sends
+    one, and a key for one machine is none of the others' business.
+    """
+    url, host = _target(node.url, incoming.url.raw_path)
+    own = [(name.encode(), value.encode()) for name, value in (node.headers or {}).items()]
+    own_names = {name.lower() for name, _ in own}
+    headers = [(b"Host", host)]
+    for name, value in incoming.headers.raw:
+        lower = name.lower()
+        if lower in _NOT_PASSED_ON or lower in own_names or lower.startswith(_PREFIX):
+            continue
+        headers.append((name, value))
+    headers += own
+    extensions = {"timeout": timeouts}
+    if isinstance(body, bytes):
+        if body or incoming.method in ("POST", "PUT", "PATCH"):
+            headers.append((b"Content-Length", str(len(body)).encode()))
+        return httpx.Request(
+            incoming.method,
+            url,
+            headers=headers,
+            stream=httpx.ByteStream(body),
+            extensions=extensions,
+        )
+    for framing in ("content-length", "transfer-encoding"):
+        if framing in incoming.headers:
+            headers.append((framing.encode(), incoming.headers[framing].encode()))
+    return httpx.Request(incoming.method, url, headers=headers, stream=body, extensions=extensions)
+
+
+def is_routed(call: Call) -> bool:
+    """Whether the scheduler chooses the node."""
+    return call.route in (Route.INFERENCE, Route.MODEL) and bool(call.model)

@@ -1,0 +1,74 @@
+"""What happened, as frozen records, for logs, metrics and dashboards.
+
+No event holds a word of a prompt or an answer, nor a credential.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hydra_llm.types import Health
+
+__all__ = [
+    "AttemptFailed",
+    "CircuitClosed",
+    "CircuitOpened",
+    "Event",
+    "LeaseExpired",
+    "LoadPathStuck",
+    "NodeHealthChanged",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something happened at ``at`` (monotonic seconds) on ``node_id``."""
+
+    at: float
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeHealthChanged(Event):
+    """Probes or requests see the node differently now."""
+
+    before: Health
+    after: Health
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitOpened(Event):
+    """The node, or loading ``model`` there, has failed too often and is left alone."""
+
+    model: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitClosed(Event):
+    """It works again."""
+
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed(Event):
+    """A request failed on the node and is tried elsewhere if it can be."""
+
+    model: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPathStuck(Event):
+    """Loads hang on the node although it answers."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseExpired(Event):
+    """A request's owner went away without a word; its place is free again."""
+
+    model: str

@@ -1,0 +1,1 @@
+"""Ollama's JSON, its streams, its errors."""

@@ -1,0 +1,129 @@
+"""Connections to the nodes: one sync pool, and one async pool per live event loop.
+
+They belong to the router, so that a thousand clients of it share their connections and one
+TLS context (building one takes 20 to 50 ms).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import threading
+from collections.abc import AsyncGenerator
+
+import httpx
+
+LIMITS = httpx.Limits(
+    # The scheduler decides how much a node gets; a pool limit would only queue blindly.
+    max_connections=None,
+    max_keepalive_connections=100,
+    keepalive_expiry=30.0,
+)
+
+
+class Pools:
+    """
+    Opened when first used.
+
+    Args:
+        verify: True for the usual authorities, a CA file, or False for none.
+    """
+
+    def __init__(self, *, verify: bool | str = True) -> None:
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._context: ssl.SSLContext | None = None
+        self._sync: httpx.HTTPTransport | None = None
+        self._async: dict[
+            asyncio.AbstractEventLoop,
+            tuple[httpx.AsyncHTTPTransport, AsyncGenerator[None, None]],
+        ] = {}
+        self._process = os.getpid()
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """The TLS context that all pools share."""
+        if self._context is None:
+            if isinstance(self._verify, str):
+                self._context = ssl.create_default_context(cafile=self._verify)
+            else:
+                self._context = httpx.create_ssl_context(verify=self._verify)
+        return self._context
+
+    def sync(self) -> httpx.HTTPTransport:
+        """The pool of the sync doors; any thread may use it."""
+        if self._process != os.getpid():
+            self._forget_the_parents()
+        pool = self._sync
+        if pool is None:
+            with self._lock:
+                if self._sync is None:
+                    self._sync = httpx.HTTPTransport(
+                        verify=self.ssl_context(), limits=LIMITS, trust_env=False
+                    )
+                pool = self._sync
+        return pool
+
+    async def of_this_loop(self) -> httpx.AsyncHTTPTransport:
+        """The pool of the running event loop."""
+        if self._process != os.getpid():
+            self._forget_the_parents()
+        loop = asyncio.get_running_loop()
+        held = self._async.get(loop)
+        if held is not None:
+            return held[0]
+        with self._lock:
+            # A closed loop's pool cannot be closed any more, only be let go of.
+            for other in [other for other in self._async if other.is_closed()]:
+                del self._async[other]
+            pool = httpx.AsyncHTTPTransport(
+                verify=self.ssl_context(), limits=LIMITS, trust_env=False
+            )
+            guard = self._until_the_loop_ends(loop, pool)
+            self._async[loop] = (pool, guard)
+        # Started once, it is closed by `loop.shutdown_asyncgens()`, which asyncio.run() calls.
+        await guard.__anext__()
+        return pool
+
+    async def _until_the_loop_ends(
+        self, loop: asyncio.AbstractEventLoop, pool: httpx.AsyncHTTPTransport
+    ) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._async.pop(loop, None)
+            await pool.aclose()
+
+    def _forget_the_parents(self) -> None:
+        """After a fork the sockets are the parent's: neither use nor close them."""
+        with self._lock:
+            self._sync, self._async, self._process = None, {}, os.getpid()
+
+    def close(self) -> None:
+        """Close the sync pool, and the async pools as far as their loops can still do it."""
+        with self._lock:
+            pool, self._sync = self._sync, None
+            guards = [(loop, guard) for loop, (_, guard) in self._async.items()]
+        if pool is not None:
+            pool.close()
+        for loop, guard in guards:
+            if loop.is_running() and not _is_this_loop(loop):
+                asyncio.run_coroutine_threadsafe(guard.aclose(), loop)
+            elif loop.is_running():
+                loop.create_task(guard.aclose())
+
+    async def aclose(self) -> None:
+        """Close everything, this loop's pool for certain."""
+        with self._lock:
+            held = self._async.pop(asyncio.get_running_loop(), None)
+        if held is not None:
+            await held[1].aclose()
+        self.close()
+
+
+def _is_this_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

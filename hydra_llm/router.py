@@ -1,0 +1,512 @@
+"""Puts the rooms together: what every door calls to have a request routed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from hydra_llm.cluster import Cluster, Rules
+from hydra_llm.config import HydraSettings
+from hydra_llm.dispatch import Dispatch
+from hydra_llm.events import Event
+from hydra_llm.exceptions import ConfigurationError, NoEligibleNodeError
+from hydra_llm.ollama.calls import Call, Framing, Route
+from hydra_llm.pools import Pools
+from hydra_llm.probes.collector import Collector
+from hydra_llm.scheduling import (
+    Choice,
+    CostTerm,
+    Filter,
+    Moment,
+    Prices,
+    RoutingDecision,
+    Scheduler,
+)
+from hydra_llm.scheduling.costs import alone_seconds
+from hydra_llm.types import (
+    GB,
+    NO_OPTIONS,
+    Demand,
+    InferenceRequest,
+    Node,
+    NodeSnapshot,
+    Placement,
+    RunnerOptions,
+    canonical_model_name,
+)
+from hydra_llm.words import RoutingWords, read_words
+
+__all__ = ["Router", "RouterShare", "shared_router"]
+
+log = logging.getLogger("hydra_llm")
+
+
+class Router:
+    """
+    Knows the nodes, and decides which one a request goes to.
+
+    ::
+
+        with Router(["http://rig:11434", "http://gaming:11434"]) as router:
+            print(router.explain("llama3.2").table())
+
+    Nothing is started before it is first used: then one background thread asks the nodes
+    how they are. One router serves any number of threads and event loops.
+
+    Args:
+        nodes: URLs or :class:`Node` objects; by default what the settings say.
+        settings: everything else; by default from the environment and ``hydra.toml``.
+        filters: further ``(request, node, moment) -> Rejection | None``.
+        costs: further cost terms by name, ``(request, node, moment) -> seconds >= 0``.
+        on_event: called with every :class:`hydra_llm.events.Event`, from any thread.
+        on_decision: called with the :class:`RoutingDecision` of every finished request.
+
+    Raises:
+        ConfigurationError: a setting or a node is wrong.
+    """
+
+    def __init__(
+        self,
+        nodes: str | Node | Iterable[str | Node | Mapping[str, Any]] | None = None,
+        *,
+        settings: HydraSettings | None = None,
+        filters: Iterable[Filter] = (),
+        costs: Mapping[str, CostTerm] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        on_decision: Callable[[RoutingDecision], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings, self._configured = _settings_and_nodes(nodes, settings)
+        self._clock = clock
+        self._rng = random.Random(self.settings.random_seed)
+        self._scheduler = Scheduler(filters=filters, costs=costs)
+        self._prices = _prices(self.settings)
+        self._on_event = on_event
+        self._on_decision = on_decision
+        self._cluster = Cluster(
+            self._configured,
+            self._place,
+            clock=clock,
+            rng=self._rng,
+            rules=_rules(self.settings),
+            on_event=self._handle_event,
+        )
+        self._pools = Pools(verify=self.settings.verify)
+        self._start_lock = threading.Lock()
+        self._is_closed = False
+        self._has_seen_nodes = False
+        self._process = os.getpid()
+        self._collector = self._new_collector()
+
+    # --------------------------------------------------------------- life cycle
+
+    def _new_collector(self) -> Collector:
+        settings = self.settings
+        # The thread must not keep a forgotten router alive.
+        observe = weakref.WeakMethod(self._cluster.observe)
+        tick = weakref.WeakMethod(self._cluster.tick)
+        collector = Collector(
+            self._configured,
+            lambda seen: (call := observe()) and call(seen),
+            interval_seconds=settings.health_check_interval,
+            timeout_seconds=settings.health_check_timeout,
+            monitor_vram=settings.vram_monitoring,
+            clock=self._clock,
+            ssl_context=self._pools.ssl_context if _uses_tls(self._configured) else None,
+        )
+        collector.add_tick(lambda: (call := tick()) and call())
+        self._finalizer = weakref.finalize(self, collector.stop)
+        return collector
+
+    def start(self) -> None:
+        """Begin to ask the nodes how they are; done by itself at the first use."""
+        if self._is_closed:
+            raise ConfigurationError("this router is closed; make a new one")
+        if self._process != os.getpid():
+            with self._start_lock:
+                if self._process != os.getpid():
+                    self._process = os.getpid()
+                    self._has_seen_nodes = False
+        self._collector.start()
+
+    def wait_until_seen(self) -> None:
+        """Have every node looked at once; later calls return at once."""
+        if self._has_seen_nodes and self._process == os.getpid():
+            return
+        self.start()
+        self._collector.wait_first(self.settings.health_check_timeout + 0.5)
+        self._has_seen_nodes = True
+
+    async def await_until_seen(self) -> None:
+        """As :meth:`wait_until_seen`, without blocking the event loop."""
+        if self._has_seen_nodes and self._process == os.getpid():
+            return
+        self.start()
+        await self._collector.await_first(self.settings.health_check_timeout + 0.5)
+        self._has_seen_nodes = True
+
+    def close(self) -> None:
+        """Stop the background thread and close all connections. Safe to call twice."""
+        self._is_closed = True
+        self._finalizer.detach()
+        self._collector.stop()
+        self._pools.close()
+
+    async def aclose(self) -> None:
+        """As :meth:`close`, from an event loop."""
+        self._is_closed = True
+        self._finalizer.detach()
+        await asyncio.to_thread(self._collector.stop)
+        await self._pools.aclose()
+
+    def __enter__(self) -> Router:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Router:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # ------------------------------------------------------------------ looking
+
+    def nodes(self) -> tuple[NodeSnapshot, ...]:
+        """Every configured node as last seen."""
+        self.wait_until_seen()
+        return self._cluster.nodes()
+
+    def refresh(self, *, timeout: float | None = None) -> tuple[NodeSnapshot, ...]:
+        """Ask all nodes now, wait for them (``timeout`` seconds at most) and return them."""
+        self.wait_until_seen()
+        limit = self.settings.health_check_timeout + 0.5 if timeout is None else timeout
+        self._collector.refresh_and_wait(timeout_seconds=limit)
+        return self._cluster.nodes()
+
+    def explain(
+        self,
+        model: str,
+        *,
+        num_ctx: int | None = None,
+        input_tokens: int = 0,
+        **routing: Any,
+    ) -> RoutingDecision:
+        """
+        Where a request would go now, and why; nothing is sent.
+
+        Args:
+            model: the model's name.
+            num_ctx: as the request's option of that name.
+            input_tokens: length of the prompt.
+            routing: routing words, e.g. ``min_vram_gb=20``.
+
+        Returns:
+            The decision; its ``selected_node`` is None if nobody could take the request.
+
+        Raises:
+            RoutingWordError: a word is misspelt or its value is wrong.
+        """
+        self.wait_until_seen()
+        words = read_words(routing)
+        options = NO_OPTIONS if num_ctx is None else RunnerOptions(num_ctx=num_ctx)
+        call = Call(
+            method="POST",
+            path="/api/chat",
+            route=Route.INFERENCE,
+            framing=Framing.JSON,
+            native=True,
+            generates=True,
+            model=model,
+            options=options,
+            input_tokens=input_tokens,
+        )
+        request = Dispatch(self, call, words, b"").request
+        try:
+            placement = self._cluster.preview(request)
+        except NoEligibleNodeError as refusal:
+            return RoutingDecision(model=model, requested_node=words.node_id, refusal=refusal)
+        assert isinstance(placement.choice, Choice)
+        return RoutingDecision(model=model, requested_node=words.node_id, choice=placement.choice)
+
+    def get_node_resources(self) -> list[dict[str, Any]]:
+        """
+        Every node's state as plain data; what is unknown is None.
+
+        Memory is in decimal GB, ages in seconds.
+        """
+        now = self._clock()
+        return [_resources(node, now) for node in self.nodes()]
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are on some node now."""
+        return self._cluster.in_flight
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait in the router for a free slot."""
+        return self._cluster.waiting
+
+    def cordon(self, node_id: str) -> None:
+        """Send no new requests to a node; those under way go on."""
+        self._cluster.set_cordoned(self._node_named(node_id).id, True)
+
+    def uncordon(self, node_id: str) -> None:
+        """Let requests come to a node again."""
+        self._cluster.set_cordoned(self._node_named(node_id).id, False)
+
+    def _node_named(self, name: str) -> Node:
+        for node in self._configured:
+            if node.answers_to(name):
+                return node
+        known = ", ".join(node.id for node in self._configured)
+        raise ConfigurationError(f"no configured node is called {name!r}; there are {known}")
+
+    # ------------------------------------------------------------------ routing
+
+    def _place(
+        self,
+        request: InferenceRequest,
+        nodes: Sequence[NodeSnapshot],
+        demand: Mapping[str, Demand],
+        now: float,
+        queue_ahead: int,
+    ) -> Placement:
+        """The scheduler's choice, as the ledger wants it."""
+        moment = Moment(now=now, demand=demand, queue_ahead=queue_ahead, prices=self._prices)
+        choice = self._scheduler.schedule(request, nodes, moment, self._rng)
+        request, node = choice.request, choice.selected
+        fit = moment.fit(request, node)
+        loaded = node.loaded.get(request.model)
+        causes_load = fit.verdict not in ("loaded", "loading")
+        load_seconds = self._scheduler.term("load")(request, node, moment) if causes_load else 0.0
+        if fit.verdict == "loaded" and loaded is not None:
+            context = loaded.context_length
+        else:
+            context = request.options.num_ctx
+        return Placement(
+            node_id=node.node.id,
+            has_room=choice.has_room,
+            causes_load=causes_load,
+            load_seconds=load_seconds,
+            expected_seconds=alone_seconds(request, node, moment),
+            reserved_bytes=fit.need_bytes if causes_load else 0,
+            evicts=frozenset(fit.victims) if causes_load else frozenset(),
+            options=request.options,
+            context_length=context,
+            choice=choice,
+        )
+
+    def _refresh(self, node_id: str) -> None:
+        self._collector.refresh([node_id])
+
+    def _decided(self, dispatch: Dispatch) -> None:
+        if self._on_decision is not None:
+            self._on_decision(dispatch.decision())
+
+    def _handle_event(self, event: Event) -> None:
+        log.info("%s", event)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _nodes_in_order(self, call: Call, words: RoutingWords) -> list[Node]:
+        """
+        Nodes to ask about something that needs no scheduling, best first.
+
+        Raises:
+            NoEligibleNodeError: no node is up, or none has the model.
+        """
+        nodes = [n for n in self._cluster.nodes() if n.health == "up"]
+        if words.node_id is not None:
+            return [self._node_named(words.node_id)]
+        nodes = [n for n in nodes if not any(n.node.answers_to(x) for x in words.exclude_nodes)]
+        if call.model:
+            name = canonical_model_name(call.model)
+            # A model that nobody is known to have may still be known to Ollama (an alias).
+            nodes = [n for n in nodes if name in n.installed] or nodes
+        nodes.sort(key=lambda n: (not n.node.local, len(n.running)))
+        if not nodes:
+            count = len(self._configured)
+            raise NoEligibleNodeError(f"0/{count} nodes are up", model=call.model, rejections=())
+        return [n.node for n in nodes]
+
+    # ------------------------------------------------------------------- looks
+
+    def __repr__(self) -> str:
+        nodes = self._cluster.nodes()
+        up = sum(1 for node in nodes if node.health == "up")
+        unseen = sum(1 for node in nodes if node.health == "unknown")
+        parts = [f"{up} node{'s' if up != 1 else ''} up"]
+        if len(nodes) - up - unseen:
+            parts.append(f"{len(nodes) - up - unseen} down")
+        if unseen:
+            parts.append(f"{unseen} not seen yet")
+        state = ", ".join(parts) + f" | {self.in_flight} in flight"
+        if self.waiting:
+            state += f", {self.waiting} waiting"
+        return f"<Router [{state}{' | closed' if self._is_closed else ''}]>"
+
+
+# ------------------------------------------------------------------------- helpers
+
+
+def _settings_and_nodes(
+    nodes: str | Node | Iterable[str | Node | Mapping[str, Any]] | None,
+    settings: HydraSettings | None,
+) -> tuple[HydraSettings, tuple[Node, ...]]:
+    if nodes is None:
+        settings = settings or HydraSettings()
+        return settings, settings.nodes
+    listed = [nodes] if isinstance(nodes, (str, Node)) else list(nodes)
+    if not listed:
+        raise ConfigurationError("nodes is empty; give at least one, like 'http://rig:11434'")
+    named = HydraSettings(nodes=tuple(listed))
+    return settings or named, named.nodes
+
+
+def _uses_tls(nodes: Sequence[Node]) -> bool:
+    return any(node.url.startswith("https") for node in nodes)
+
+
+def _prices(settings: HydraSettings) -> Prices:
+    return Prices(
+        prefer_local_seconds=settings.prefer_local_seconds,
+        prefer_label_seconds=settings.prefer_label_seconds,
+        assumed_ram_bytes=int(settings.assumed_ram_gb * GB),
+        default_output_tokens=settings.default_output_tokens,
+    )
+
+
+def _rules(settings: HydraSettings) -> Rules:
+    return Rules(
+        breaker_failures=settings.breaker_failures,
+        breaker_open_seconds=settings.breaker_open_seconds,
+        breaker_max_open_seconds=settings.breaker_max_open_seconds,
+        slow_start_seconds=settings.slow_start_seconds,
+        retry_ratio=settings.retry_ratio,
+        retry_floor=settings.retry_floor,
+        lease_ttl=settings.lease_ttl,
+        max_queue=settings.max_queue,
+    )
+
+
+def _gb(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else round(size_bytes / GB, 3)
+
+
+def _resources(node: NodeSnapshot, now: float) -> dict[str, Any]:
+    seen = node.vram_observed_at
+    return {
+        "id": node.id,
+        "url": node.node.url,
+        "healthy": None if node.health == "unknown" else node.health == "up",
+        "health": node.health,
+        "health_reason": node.health_reason,
+        "is_local": node.node.local,
+        "version": node.version,
+        "vram_total_gb": _gb(node.total_vram_bytes),
+        "vram_available_gb": _gb(node.free_vram_bytes),
+        "vram_source": node.vram_source,
+        "vram_age_s": None if seen is None else round(max(0.0, now - seen), 3),
+        "ram_total_gb": _gb(node.ram_bytes),
+        "age_s": None if node.observed_at is None else round(max(0.0, now - node.observed_at), 3),
+        "loaded_models": [
+            {
+                "name": model.name,
+                "size_gb": _gb(model.size_bytes),
+                "vram_gb": _gb(model.size_vram_bytes),
+                "context_length": model.context_length,
+            }
+            for model in node.loaded.values()
+        ],
+        "installed_models": sorted(node.installed),
+        "in_flight": len(node.running),
+        "circuit": node.circuit,
+        "cordoned": node.cordoned,
+        "load_path_stuck": node.load_path_stuck,
+        "labels": list(node.node.labels),
+    }
+
+
+# ------------------------------------------------------------------ shared routers
+
+_shared_lock = threading.Lock()
+_shared: dict[tuple[object, ...], tuple[Router, int]] = {}
+
+
+class RouterShare:
+    """One holder's part in a shared router; give it back with :meth:`close`."""
+
+    def __init__(self, key: tuple[object, ...], router: Router) -> None:
+        self.router = router
+        self._finalizer = weakref.finalize(self, _close_share, key)
+        self._key = key
+
+    def close(self) -> None:
+        """Close the router if this was its last holder. Safe to call twice."""
+        self._finalizer()
+
+    async def aclose(self) -> None:
+        """As :meth:`close`, from an event loop."""
+        if self._finalizer.detach() is not None:
+            router = _give_back(self._key)
+            if router is not None:
+                await router.aclose()
+
+
+def _close_share(key: tuple[object, ...]) -> None:
+    router = _give_back(key)
+    if router is not None:
+        router.close()
+
+
+def _give_back(key: tuple[object, ...]) -> Router | None:
+    """The router, if nobody holds it any more."""
+    with _shared_lock:
+        router, holders = _shared[key]
+        if holders > 1:
+            _shared[key] = (router, holders - 1)
+            return None
+        del _shared[key]
+        return router
+
+
+def shared_router(
+    nodes: str | Node | Iterable[str | Node | Mapping[str, Any]] | None = None,
+    *,
+    settings: HydraSettings | None = None,
+) -> RouterShare:
+    """
+    The process's router for these nodes: clients of the same nodes share one ledger.
+
+    Without one they would count each other's requests for nothing. The last holder to
+    give it back closes it.
+    """
+    settings, configured = _settings_and_nodes(nodes, settings)
+    key = (os.getpid(), tuple(configured), repr(settings))
+    with _shared_lock:
+        held = _shared.get(key)
+        if held is None:
+            held = (Router(configured, settings=settings), 0)
+        _shared[key] = (held[0], held[1] + 1)
+    return RouterShare(key, held[0])
