@@ -233,7 +233,7 @@ class OllamaServer:
             for slot in runner.slots:
                 if slot.work is not None and slot.work.ends_at() <= at:
                     self._reached(runner, slot, slot.work)
-            if runner.refs == 0 and runner.expires_at is not None and runner.expires_at <= at:
+            if self._is_idle(runner) and runner.expires_at is not None and runner.expires_at <= at:
                 self._remove(runner, "expired")
         if self._load is not None and self._load.ends_at <= at:
             self._loaded(self._load)
@@ -534,6 +534,10 @@ class OllamaServer:
                 self._remove(runner, "room" if runner is self._leaving else "asked")
             else:
                 self._start_expiry(runner)
+
+    def _is_idle(self, runner: Runner) -> bool:
+        """Whether it is still there and serves nobody."""
+        return runner.refs == 0 and self._runners.get(runner.key) is runner
 
     def _start_expiry(self, runner: Runner) -> None:
         forever = runner.keep_alive < 0

@@ -135,11 +135,7 @@ class Runner:
         automatic = self.node.automatic_num_ctx(train)
         if wanted.num_gpu is not None and wanted.num_gpu != have.num_gpu:
             return True
-        # Nothing said is the same as false: a runner is started without mapping the file.
-        differs = (wanted.num_thread, bool(wanted.use_mmap)) != (
-            have.num_thread,
-            bool(have.use_mmap),
-        )
+        differs = wanted.num_thread != have.num_thread
         if self.node.is_modern:
             asked = (
                 self.num_ctx
@@ -148,6 +144,8 @@ class Runner:
             )
             return (
                 differs
+                # Nothing said is the same as false.
+                or bool(wanted.use_mmap) != bool(have.use_mmap)
                 or asked != self.num_ctx
                 or wanted.num_batch != have.num_batch
                 or wanted.main_gpu != have.main_gpu
@@ -155,6 +153,7 @@ class Runner:
             )
         return (
             differs
+            or wanted.use_mmap != have.use_mmap
             # Compared before it is cut to the train context.
             or (wanted.num_ctx or automatic) != (have.num_ctx or automatic)
             or (wanted.num_batch or 512) != (have.num_batch or 512)
