@@ -15,7 +15,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -93,12 +93,15 @@ def _read_verify(value: object) -> bool | str:
     raise ValueError("should be true, false, or the path of a file of CA certificates that exists")
 
 
-def _check_redis_url(value: object) -> object:
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if text is None:
+def _check_redis_url(value: object) -> SecretStr | None:
+    if value is None:
         return None
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(text, str) or not re.match(r"(rediss?|unix)://.", text):
         raise ValueError("should look like redis://host:6379/0 (or rediss://, unix://)")
+    if "@" in "".join(urlsplit(text)[2:]):
+        # Cut there, the password would be taken for the host, and shown.
+        raise ValueError("should have / # ? in a password written as %2F %23 %3F")
     return SecretStr(text)
 
 
@@ -138,7 +141,6 @@ class HydraSettings(BaseSettings):
         extra="forbid",
         allow_inf_nan=False,
         hide_input_in_errors=True,
-        env_prefix=PREFIX,
     )
 
     nodes: tuple[InstanceOf[Node], ...]
@@ -391,7 +393,7 @@ def _variable(name: str) -> str:
 
 
 def _read_environment(given: _Layers, environment: Mapping[str, str]) -> None:
-    known = [_variable(name) for name in HydraSettings.model_fields]
+    known = {_variable(name) for name in HydraSettings.model_fields} | {CONFIG_VARIABLE}
     for name in HydraSettings.model_fields:
         names = [_variable(name)]
         if name in OLDER_NAMES:
@@ -400,8 +402,9 @@ def _read_environment(given: _Layers, environment: Mapping[str, str]) -> None:
             if variable in environment:
                 given.offer(name, environment[variable], source=variable, label=variable)
     for variable in environment:
-        if variable.startswith(PREFIX) and variable not in (*known, CONFIG_VARIABLE):
-            given.problems.append(_unknown("variable", variable, [*known, CONFIG_VARIABLE]))
+        if variable.startswith(PREFIX) and variable not in known:
+            names = sorted(each.removeprefix(PREFIX) for each in known)
+            given.problems.append(_unknown("variable", variable, names, lead=PREFIX))
 
 
 def _read_file(given: _Layers, named: str | None) -> None:
@@ -435,12 +438,21 @@ def _read_file(given: _Layers, named: str | None) -> None:
             given.problems.append(_unknown("key", key, known, where=f"{path}: "))
 
 
-def _unknown(what: str, name: str, known: Iterable[str], *, where: str = "") -> str:
-    """As ``unknown variable HYDRA_LLM_NODE; did you mean HYDRA_LLM_NODES?``."""
-    known = list(known)
-    near = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), near, n=1, cutoff=0.6)
-    hint = f"did you mean {near[close[0]]}?" if close else f"known are {', '.join(known)}"
+def _unknown(what: str, name: str, known: Iterable[str], *, where: str = "", lead: str = "") -> str:
+    """As ``unknown variable HYDRA_LLM_NODE; did you mean HYDRA_LLM_NODES?``.
+
+    ``lead`` is what all the names begin with, and says nothing of how alike they are.
+    """
+    # Underscores too: they make any two long names alike.
+    near = {each.lower().replace("_", ""): each for each in known}
+    plain = name.lower().removeprefix(lead.lower()).replace("_", "").replace("-", "")
+    close = difflib.get_close_matches(plain, near, n=1, cutoff=0.6)
+    if close:
+        hint = f"did you mean {lead}{near[close[0]]}?"
+    elif len(near) > 12:
+        hint = "no setting is called anything like it"
+    else:
+        hint = f"known are {', '.join(near.values())}"
     return f"{where}unknown {what} {name}; {hint}"
 
 
@@ -457,7 +469,7 @@ _Gigabytes = Annotated[float, Field(ge=0), _Number]
 class _NodeTable(BaseModel):
     """Node's arguments as they may stand in a file; Node itself trusts their types."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     url: Annotated[str, Field(min_length=1)]
     id: str = ""
@@ -609,17 +621,17 @@ def _mask(text: str) -> str:
 
 
 def _show_input(value: object) -> str:
-    shown = (
-        repr(_mask(value))
-        if isinstance(value, str)
-        else re.sub(r"//[^'\"]*@", "//***@", repr(value))
-    )
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str | float | int):
+        return f"a {type(value).__name__}"
+    shown = repr(_mask(value) if isinstance(value, str) else value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _show_node(node: Node) -> str:
     # An exporter may have a password too.
-    return re.sub(r"://[^/'\"]*@", "://***@", repr(node))
+    return repr(replace(node, exporter=_mask(node.exporter)) if node.exporter else node)
 
 
 def _show(name: str, value: object) -> str:
