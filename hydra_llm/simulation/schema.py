@@ -15,7 +15,11 @@ Schema = Mapping[str, Any]  # JSON of the caller's making
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 _QUOTED = re.compile(r"\"([^\"]+)\"|'([^']+)'|`([^`]+)`|“([^”]+)”")
-_NAME = re.compile(r"(?<=[\w,] )[A-Z][\w-]+(?: [A-Z][\w-]+)*")
+# A capital letter inside a sentence, or at its start where something is said of the word.
+_NAME = re.compile(
+    r"(?:(?<=[\w,:] )|(?<!\S)(?=[A-Z]\w+ (?:is|was|has|lives|are)\b))[A-Z][\w-]+(?: [A-Z][\w-]+)*"
+)
+_NO_NAMES = frozenset("What Who Which Where When Why How That This There It He She I".split())
 _FORMATS = {
     "date": "2026-11-23",
     "time": "12:00:00Z",
@@ -44,7 +48,8 @@ class Hints:
         unquoted = _QUOTED.sub(" ", prompt)
         self.numbers = [_number(text) for text in _NUMBER.findall(unquoted)]
         quoted = ["".join(groups) for groups in _QUOTED.findall(prompt)]
-        self.names = [*quoted, *_NAME.findall(unquoted)]
+        names = [name for name in _NAME.findall(unquoted) if name not in _NO_NAMES]
+        self.names = [*quoted, *names]
 
     def mentions(self, word: object) -> bool:
         """Whether the prompt has this word."""
@@ -129,7 +134,7 @@ class _Writer:
     def _branch(self, branches: Sequence[object], depth: int) -> object:
         if depth > _DEEP:
             for branch in branches:
-                if isinstance(branch, Mapping) and _types_of(branch) <= {"null"}:
+                if isinstance(branch, Mapping) and _types_of(branch) == {"null"}:
                     return branch
         return branches[0]
 

@@ -39,7 +39,9 @@ def exchange(
     seen = Seen()
     http = h11.Connection(h11.CLIENT)
     with socket.create_connection((host, port), timeout=20) as sock:
-        sock.sendall(http.send(h11.Request(method=method, target=path, headers=list(headers.items()))) or b"")
+        sock.sendall(
+            http.send(h11.Request(method=method, target=path, headers=list(headers.items()))) or b""
+        )
         if body:
             sock.sendall(http.send(h11.Data(data=body)) or b"")
         sock.sendall(http.send(h11.EndOfMessage()) or b"")

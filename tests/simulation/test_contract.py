@@ -285,11 +285,14 @@ def assert_same_stream(recording: Recording, seen: Seen) -> None:
         for one in expected
         if isinstance(one, dict)
     ]
-    assert reasons[-1:] == [
-        [choice["finish_reason"] for choice in one.get("choices", ())]
-        for one in actual
-        if isinstance(one, dict)
-    ][-1:]
+    assert (
+        reasons[-1:]
+        == [
+            [choice["finish_reason"] for choice in one.get("choices", ())]
+            for one in actual
+            if isinstance(one, dict)
+        ][-1:]
+    )
 
 
 @pytest.mark.parametrize("path", EXCHANGES, ids=lambda path: path.stem)
@@ -380,10 +383,7 @@ def test_ps_shows_the_recorded_contexts_and_about_the_recorded_sizes(
 
 def test_every_recording_is_played_or_listed_as_not_covered() -> None:
     played = {path.stem for path in EXCHANGES}
-    played |= {
-        f"v{version}-scenario-{name}"
-        for version, name in test_scenarios.PLAYED
-    }
+    played |= {f"v{version}-scenario-{name}" for version, name in test_scenarios.PLAYED}
     for path in recorded.all_paths():
         listed = [pattern for pattern in NOT_COVERED if fnmatch(path.stem, pattern)]
         assert (path.stem in played) != bool(listed), path.stem

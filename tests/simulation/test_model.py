@@ -67,9 +67,7 @@ def test_a_load_takes_a_fixed_time_and_the_bytes_over_the_bandwidth() -> None:
     run(server, ticket)
 
     assert ticket.load_s == pytest.approx(0.5 + 5.2 / 2)
-    assert ticket.total_s == pytest.approx(
-        ticket.load_s + ticket.prompt_eval_s + ticket.eval_s
-    )
+    assert ticket.total_s == pytest.approx(ticket.load_s + ticket.prompt_eval_s + ticket.eval_s)
 
 
 def test_a_partly_offloaded_model_is_slower_by_its_bytes_in_system_memory() -> None:
@@ -283,8 +281,12 @@ _STEPS = st.lists(
 _NODES = st.builds(
     NodeSettings,
     gpus=st.sampled_from(
-        [(), (Gpu(total_bytes=8 * GB),), (Gpu(total_bytes=16 * GB, used_by_others_bytes=2 * GB),),
-         (Gpu(total_bytes=6 * GB), Gpu(total_bytes=12 * GB))]
+        [
+            (),
+            (Gpu(total_bytes=8 * GB),),
+            (Gpu(total_bytes=16 * GB, used_by_others_bytes=2 * GB),),
+            (Gpu(total_bytes=6 * GB), Gpu(total_bytes=12 * GB)),
+        ]
     ),  # fmt: skip
     version=st.sampled_from(["0.32.15", "0.24.0"]),
     num_parallel=st.integers(1, 3),
@@ -294,7 +296,9 @@ _NODES = st.builds(
 )
 
 
-def play(settings: NodeSettings, steps: list[Any]) -> tuple[OllamaServer, list[Ticket], list[Event]]:
+def play(
+    settings: NodeSettings, steps: list[Any]
+) -> tuple[OllamaServer, list[Ticket], list[Event]]:
     server, tickets, events, now = OllamaServer(settings), [], [], 0.0
     for wait, what, which, num_ctx, keep_alive, tokens in steps:
         target = now + wait / 10

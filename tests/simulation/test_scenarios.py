@@ -327,8 +327,8 @@ def slots_serve_one_or_two_at_a_time_and_a_herd_makes_one_load(version: str, sce
         first, second = here.ask("count-slow", 15), here.ask("count-slow", 15, prompt="Bye")
         here.finish(first, second)
         seen = scenario[f"OLLAMA_NUM_PARALLEL={slots}"]
-        after_the_first = seen["second (sent at 200 ms)"]["first_line_at_ms"] + 200 > (
-            seen["first"]["end_at_ms"]
+        after_the_first = (
+            seen["second (sent at 200 ms)"]["first_line_at_ms"] + 200 > (seen["first"]["end_at_ms"])
         )
         assert second.started_at is not None
         assert first.ended_at is not None
