@@ -30,6 +30,7 @@ from pydantic import (
     PlainValidator,
     PrivateAttr,
     SecretStr,
+    SerializationInfo,
     ValidationError,
     field_serializer,
 )
@@ -265,13 +266,17 @@ class HydraSettings(BaseSettings):
         for name, setting in type(self).model_fields.items():
             value = getattr(self, name)
             if name == "nodes":
-                yield name, _Verbatim(f"({', '.join(map(_show_node, value))})")
+                yield name, _Verbatim(f"[{', '.join(map(_show_node, value))}]")
             elif value != setting.default:
                 yield name, value
 
-    @field_serializer("nodes", when_used="json")
-    def _nodes_in_json(self, nodes: tuple[Node, ...]) -> list[str]:
-        return [_show_node(node) for node in nodes]
+    @field_serializer("nodes")
+    def _nodes_in_dumps(self, nodes: tuple[Node, ...], info: SerializationInfo) -> list[Any]:
+        if info.mode == "json":
+            return [_show_node(node) for node in nodes]
+        # Node's arguments, headers in the wrapper that hides them: as with a SecretStr, new
+        # settings can be made of a dump, and printing it shows no secret.
+        return [{each.name: getattr(node, each.name) for each in fields(node)} for node in nodes]
 
 
 class Setting(NamedTuple):
@@ -428,7 +433,9 @@ def _read_file(given: _Layers, named: str | None) -> None:
         given.problems.append(f"{path}: it is not UTF-8 (at line {line})")
         return
     except tomllib.TOMLDecodeError as exc:
-        given.problems.append(f"{path}: {_lower(str(exc))}")
+        last = data.count(b"\n") + 1
+        why = _lower(str(exc)).replace("at end of document", f"at line {last}, the last")
+        given.problems.append(f"{path}: {why}")
         return
     known = HydraSettings.model_fields
     for key, value in content.items():
