@@ -178,6 +178,16 @@ def test_names_of_variables_may_be_in_small_letters_and_capitals_win(
     assert HydraSettings().max_queue == 6
 
 
+def test_a_variable_without_our_prefix_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://another")
+    monkeypatch.setenv("VERIFY", "off")
+
+    settings = HydraSettings()
+
+    assert settings.redis_url is None
+    assert settings.verify is True
+
+
 def test_no_dotenv_file_is_read(empty_directory: Path) -> None:
     (empty_directory / ".env").write_text("HYDRA_LLM_MAX_QUEUE=5")
 
