@@ -10,7 +10,9 @@ Ollama nodes without GPUs, for tests of whatever routes to them.
 
 from __future__ import annotations
 
+from hydra_llm.simulation.calls import RequestRecord
 from hydra_llm.simulation.catalog import Behaviour, SimulatedModel
+from hydra_llm.simulation.cluster import SimulatedCluster
 from hydra_llm.simulation.faults import (
     CutFault,
     ErrorBodyFault,
@@ -27,7 +29,7 @@ from hydra_llm.simulation.faults import (
     StatusFault,
     TokenFault,
 )
-from hydra_llm.simulation.node import RequestRecord, SimulatedCluster, SimulatedNode
+from hydra_llm.simulation.node import SimulatedNode
 from hydra_llm.simulation.settings import Gpu
 
 __all__ = [

@@ -186,9 +186,9 @@ def _source(question: Question, messages: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _formatted(question: Question) -> list[str]:
-    last = next((m for m in reversed(question.messages) if m.get("role") == "user"), {})
+    asked = [message for message in question.messages if message.get("role") == "user"]
     rng = rng_of("format", question.rendered, question.seed)
-    hints = Hints(text_of(last))
+    hints = Hints(text_of(asked[-1]) if asked else "")
     if question.format == "json":
         value: object = {"answer": "".join(itertools.islice(prose(rng), 5)).strip()}
     else:

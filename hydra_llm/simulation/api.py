@@ -26,8 +26,6 @@ from hydra_llm.simulation.exchange import (
     Exchange,
     FixedExchange,
     GenerateExchange,
-    OpenAIChatExchange,
-    OpenAICompletionExchange,
 )
 from hydra_llm.simulation.model import OllamaServer
 from hydra_llm.simulation.records import Job, Ticket
@@ -254,7 +252,7 @@ class OllamaApi:
             repeats_prefill=repeats,
             is_native=native,
         )
-        writer = OpenAIChatExchange if is_v1 else ChatExchange
+        writer = openai.OpenAIChatExchange if is_v1 else ChatExchange
         return self._start(question, asked, now, writer)
 
     def _generate(self, asked: Asked, now: float, *, is_v1: bool = False) -> Reply | Exchange:
@@ -279,7 +277,7 @@ class OllamaApi:
             end = {"done": False, "_debug_info": debug}
             return self._load(model, asked, {"response": ""}, now, end=end)
         question = self._question(model, asked, rendered=rendered, messages=[message])
-        writer = OpenAICompletionExchange if is_v1 else GenerateExchange
+        writer = openai.OpenAICompletionExchange if is_v1 else GenerateExchange
         return self._start(question, asked, now, writer)
 
     def _question(

@@ -13,7 +13,6 @@ from hydra_llm.simulation.asked import Asked
 from hydra_llm.simulation.records import Failure, Ticket
 from hydra_llm.simulation.text import rng_of, tokens_of
 from hydra_llm.simulation.wire import (
-    EVENTS,
     JSON,
     NDJSON,
     PLAIN_JSON,
@@ -24,8 +23,14 @@ from hydra_llm.simulation.wire import (
     json_reply,
 )
 
-__all__ = ["ChatExchange", "Context", "Exchange", "FixedExchange", "GenerateExchange",
-           "OpenAIChatExchange", "OpenAICompletionExchange"]  # fmt: skip
+__all__ = [
+    "ChatExchange",
+    "Context",
+    "Exchange",
+    "FixedExchange",
+    "GenerateExchange",
+    "Writer",
+]  # fmt: skip
 
 # "load_duration: about 1-10 ms when the model was loaded."
 _OVERHEAD_S = 0.0015
@@ -95,7 +100,7 @@ class FixedExchange(Exchange):
         return _failed(failure, is_v1=self._is_v1)
 
 
-class _Writer(Exchange):
+class Writer(Exchange):
     """What the text endpoints have in common."""
 
     is_v1 = False
@@ -180,7 +185,7 @@ class _Writer(Exchange):
         return {name: value for name, value in counters.items() if value}
 
 
-class ChatExchange(_Writer):
+class ChatExchange(Writer):
     """``POST /api/chat``."""
 
     def line(self, token: Token) -> bytes:
@@ -217,7 +222,7 @@ class ChatExchange(_Writer):
         return _head(self.context)
 
 
-class GenerateExchange(_Writer):
+class GenerateExchange(Writer):
     """``POST /api/generate``."""
 
     def line(self, token: Token) -> bytes:
@@ -251,148 +256,6 @@ class GenerateExchange(_Writer):
         return json_reply({**head, **_ordered(end)})
 
 
-class _OpenAIWriter(_Writer):
-    is_v1 = True
-    content_type = EVENTS
-    prefix = "chatcmpl"
-
-    @property
-    def finish_reason(self) -> str | None:
-        reason = self.context.answer.done_reason
-        return "tool_calls" if reason == "stop" and self.calls else reason
-
-    def usage(self) -> dict[str, int]:
-        prompt, made = self.context.prompt_tokens, len(self.context.answer.tokens)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": made,
-            "total_tokens": prompt + made,
-        }
-
-    def wants_usage(self) -> bool:
-        options = self.context.asked.body.get("stream_options") or {}
-        return bool(options.get("include_usage"))
-
-    def head(self, kind: str, model: str | None = None) -> dict[str, Any]:
-        asked = self.context.asked.model
-        return {
-            "id": f"{self.prefix}-{self.context.number % 1000}",
-            "object": kind,
-            "created": int(self.context.wall()),
-            "model": asked if model is None else model,
-            "system_fingerprint": "fp_ollama",
-        }
-
-
-class OpenAIChatExchange(_OpenAIWriter):
-    """``POST /v1/chat/completions``."""
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._began = False
-
-    def line(self, token: Token) -> bytes:
-        """Give the event for a token."""
-        delta: dict[str, Any] = {"content": ""}
-        if token.kind == "content":
-            delta["content"] = token.text
-        elif token.kind == "thinking":
-            delta["reasoning"] = token.text
-        elif token.kind == "call":
-            delta["tool_calls"] = self._calls(token)
-        else:
-            return b""
-        return self._event(delta, None, self.logprobs((token,)))
-
-    def finish(self) -> Reply | tuple[bytes, ...]:
-        """Give the last events, or the whole answer."""
-        if not self.stream:
-            message: dict[str, Any] = {"role": "assistant", "content": self.joined("content")}
-            if thinking := self.joined("thinking"):
-                message["reasoning"] = thinking
-            calls = [call for token in self.context.answer.tokens for call in self._calls(token)]
-            if calls:
-                message["tool_calls"] = calls
-            choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
-            body = {
-                **self.head("chat.completion"),
-                "choices": [choice | _wrapped(self.logprobs(self.context.answer.tokens))],
-                "usage": self.usage(),
-            }
-            return json_reply(body, content_type=PLAIN_JSON)
-        if self.finish_reason is None:
-            return ()
-        end: dict[str, Any] = {} if self.context.is_modern else {"content": ""}
-        chunks = [self._event(end, self.finish_reason, {})]
-        if self.wants_usage():
-            head = self.head("chat.completion.chunk")
-            chunks.append(_event({**head, "choices": [], "usage": self.usage()}))
-        return (*chunks, b"data: [DONE]\n\n")
-
-    def fail(self, failure: Failure, *, begun: bool) -> Reply | tuple[bytes, ...]:
-        """End the stream with an empty chunk: the error itself is not to be seen."""
-        if not begun:
-            return super().fail(failure, begun=False)
-        return (self._event({"content": ""}, None, {}, model=""),)
-
-    def _event(
-        self,
-        delta: Mapping[str, Any],
-        reason: str | None,
-        logprobs: Mapping[str, Any],
-        model: str | None = None,
-    ) -> bytes:
-        says_role = not self.context.is_modern or not self._began
-        self._began = True
-        delta = {"role": "assistant", **delta} if says_role else delta
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, **_wrapped(logprobs)}
-        return _event({**self.head("chat.completion.chunk", model), "choices": [choice]})
-
-    def _calls(self, token: Token) -> list[Mapping[str, Any]]:
-        return [
-            {
-                "id": self.call_id(index),
-                "index": index,
-                "type": "function",
-                "function": {"name": call.name, "arguments": go_json(call.arguments)},
-            }
-            for index, call in enumerate(token.calls)
-        ]
-
-
-class OpenAICompletionExchange(_OpenAIWriter):
-    """``POST /v1/completions``."""
-
-    prefix = "cmpl"
-
-    def line(self, token: Token) -> bytes:
-        """Give the event for a token."""
-        return self._event(token.text, None) if token.kind == "content" else b""
-
-    def finish(self) -> Reply | tuple[bytes, ...]:
-        """Give the last events, or the whole answer."""
-        reason = self.finish_reason
-        if not self.stream:
-            choice = {"text": self.joined("content"), "index": 0, "finish_reason": reason}
-            body = {**self.head("text_completion"), "choices": [choice], "usage": self.usage()}
-            return json_reply(body, content_type=PLAIN_JSON)
-        if reason is None:
-            return ()
-        chunks = [self._event("", reason)]
-        if self.wants_usage():
-            usage = {**self.head("text_completion"), "choices": [], "usage": self.usage()}
-            chunks.append(_event(usage))
-        return (*chunks, b"data: [DONE]\n\n")
-
-    def fail(self, failure: Failure, *, begun: bool) -> Reply | tuple[bytes, ...]:
-        """End the stream with an empty chunk, as the chat endpoint does."""
-        return (self._event("", None),) if begun else super().fail(failure, begun=False)
-
-    def _event(self, text: str, reason: str | None) -> bytes:
-        choice = {"text": text, "index": 0, "finish_reason": reason}
-        return _event({**self.head("text_completion"), "choices": [choice]})
-
-
 def _failed(failure: Failure, *, is_v1: bool) -> Reply:
     body = error_body(failure.status, failure.text, is_v1=is_v1)
     return json_reply(body, failure.status, PLAIN_JSON if is_v1 else JSON)
@@ -412,10 +275,6 @@ def _logprob(text: str, value: float) -> dict[str, Any]:
     return {"token": text, "logprob": value, "bytes": list(text.encode())}
 
 
-def _wrapped(logprobs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"logprobs": {"content": logprobs["logprobs"]}} if logprobs else {}
-
-
 def _token_numbers(text: str) -> list[int]:
     return [int.from_bytes(token.encode()[-2:], "big") % 32000 for token in tokens_of(text)]
 
@@ -426,7 +285,3 @@ def _ns(seconds: float) -> int:
 
 def _ndjson(value: object) -> bytes:
     return go_json(value).encode("utf-8", "surrogatepass") + b"\n"
-
-
-def _event(value: object) -> bytes:
-    return b"data: " + go_json(value).encode("utf-8", "surrogatepass") + b"\n\n"

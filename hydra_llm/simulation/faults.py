@@ -177,17 +177,3 @@ class TokenFault(Fault):
 
     after: int = 1
     action: Callable[[SimulatedNode], None] = field(default=lambda node: node.kill())
-
-
-def stands_in(fault: Fault) -> bool:
-    """Whether a fault takes the place of the whole answer."""
-    if isinstance(fault, ResetFault):
-        return fault.after is None
-    kinds = (StatusFault, ErrorBodyFault, HangFault, HtmlFault, HugeFault, MissingModelFault)
-    return isinstance(fault, kinds)
-
-
-def token_at(fault: Fault) -> int | None:
-    """Say at how many tokens a fault strikes a stream."""
-    at_token = (ErrorLineFault, ResetFault, CutFault, StallFault, TokenFault)
-    return fault.after if isinstance(fault, at_token) else None

@@ -113,9 +113,12 @@ def _tensors(model: SimulatedModel) -> list[dict[str, Any]]:
     wide, deep = model.embedding_length, model.vocab_size
     listed = [("output.weight", [wide, deep]), ("output_norm.weight", [wide]),
               ("token_embd.weight", [wide, deep])]  # fmt: skip
-    for block in range(model.block_count):
-        for part in ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up"):
-            listed.append((f"blk.{block}.{part}.weight", [wide, wide]))
+    parts = ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up")
+    listed += [
+        (f"blk.{block}.{part}.weight", [wide, wide])
+        for block in range(model.block_count)
+        for part in parts
+    ]
     return [{"name": name, "type": "F16", "shape": shape} for name, shape in listed]
 
 

@@ -96,7 +96,9 @@ class _Writer:
         for key in ("anyOf", "oneOf"):
             if key in schema:
                 return self.value(self._branch(schema[key], depth), depth + 1)
-        kind = self._kind(schema)
+        return self._of_kind(self._kind(schema), schema, depth)
+
+    def _of_kind(self, kind: str, schema: Schema, depth: int) -> Any:
         if kind == "object":
             return self._object(schema, depth)
         if kind == "array":
@@ -198,12 +200,12 @@ class _Writer:
 
     def _string(self, schema: Schema) -> str:
         if schema.get("format") in _FORMATS:
-            return _FORMATS[schema["format"]]
+            return str(_FORMATS[schema["format"]])
         least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
         if self._hints.names:
             text = self._hints.names.pop(0)
         else:
-            words = re.findall(r"\w+", self._hints.prompt) or ["text"]
+            words: list[str] = re.findall(r"\w+", self._hints.prompt) or ["text"]
             text = words[-1] if self._sparing else self._rng.choice(words)
         text += "x" * (least - len(text))
         return text if most is None else text[: int(most)]

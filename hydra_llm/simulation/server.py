@@ -9,9 +9,9 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from email.utils import formatdate
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import h11
 
@@ -28,6 +28,7 @@ class LoopThread:
 
     def __init__(self, name: str = "simulated-ollama") -> None:
         self.loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -51,6 +52,15 @@ class LoopThread:
 
         self.loop.call_soon_threadsafe(run)
         return future.result()
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine on the loop and wait for it; on the loop's own thread, soon."""
+        if threading.current_thread() is self._thread:
+            task = self.loop.create_task(coroutine)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def close(self) -> None:
         """Stop the loop and wait for the thread to end."""
@@ -215,36 +225,61 @@ class Connection(asyncio.Protocol):
 
 
 class Listener:
-    """A port that can be closed to clients and yet stay ours."""
+    """
+    A port that can be closed to clients and yet stay ours.
+
+    ::
+
+        refusing ──listen──▶ listening ──refuse──▶ refusing
+            └────────close───────┴──▶ closed
+
+    To listen takes a turn of the loop, and is never broken off in the middle: the loop would go
+    on watching a socket that is closed, and take the next one of that number for it.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._socket = self._bind(port)
         self.port = int(self._socket.getsockname()[1])
         self._server: asyncio.Server | None = None
-        self._starting: asyncio.Task[None] | None = None
+        self._wanted: Literal["listening", "refusing", "closed"] = "refusing"
+        self._is_starting = False
 
-    def listen(self, loop: asyncio.AbstractEventLoop, make: Callable[[], Connection]) -> None:
-        """Let clients in; on the loop's thread."""
-        self._socket.listen(128)
-        self._starting = loop.create_task(self._serve(loop, make))
+    def listen(self, thread: LoopThread, make: Callable[[], Connection]) -> None:
+        """Let clients in: now, or from the loop's own thread in a moment."""
+        self._wanted = "listening"
+        thread.run(self._start(make))
+
+    async def _start(self, make: Callable[[], Connection]) -> None:
+        if self._is_starting or self._server is not None or self._wanted != "listening":
+            return
+        self._is_starting = True
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(make, sock=self._socket)
+        self._is_starting = False
+        self._settle()
 
     def refuse(self) -> None:
         """Let nobody in: bound but not listening, so that the port is not lost."""
-        self.close()
-        self._socket = self._bind(self.port)
+        self._wanted = "refusing"
+        self._settle()
 
     def close(self) -> None:
         """Give the port back."""
-        if self._starting is not None:
-            self._starting.cancel()
+        self._wanted = "closed"
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._is_starting or self._wanted == "listening":
+            return
         if self._server is not None:
             self._server.close()
             self._server = None
-        self._socket.close()
-
-    async def _serve(self, loop: asyncio.AbstractEventLoop, make: Callable[[], Connection]) -> None:
-        self._server = await loop.create_server(make, sock=self._socket)
+            self._socket.close()
+            if self._wanted == "refusing":
+                self._socket = self._bind(self.port)
+        if self._wanted == "closed":
+            self._socket.close()
 
     def _bind(self, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hydra_llm.simulation.server import LoopThread
 from hydra_llm.testing import (
     CutFault,
     ErrorBodyFault,
@@ -110,10 +111,11 @@ def test_two_nodes_give_the_same_text() -> None:
 
 
 def test_a_client_that_leaves_frees_its_slot_at_once() -> None:
-    with SimulatedNode(speed=1.0) as node:
+    with SimulatedNode(speed=1.0, gpu_bandwidth_gb_s=20.0) as node:
         node.preload(MODEL)
         with httpx.stream("POST", f"{node.url}/api/chat", json=CHAT) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()
+            next(lines)
             assert node.in_flight == 1
         eventually(lambda: node.in_flight == 0, seconds=0.5)
         assert node.loaded[MODEL].in_flight == 0
@@ -224,6 +226,32 @@ def test_a_node_can_be_killed_and_revived_again_and_again(node: SimulatedNode) -
         node.revive()
         node.revive()
         assert chat(node, stream=False).status_code == 200
+
+
+def test_a_node_killed_as_soon_as_it_is_up_leaves_no_trace_in_the_loop() -> None:
+    # The next socket gets the number of the closed one: it must not be taken for it.
+    thread = LoopThread()
+    try:
+        for _ in range(20):
+            hasty = SimulatedNode(speed=500.0)
+            hasty.start(thread)
+            hasty.inject(TokenFault(after=1, action=die_and_rise_and_die))
+            with pytest.raises(BROKEN):
+                chat(hasty)
+            with pytest.raises(httpx.ConnectError):
+                chat(hasty)
+            hasty.stop()
+            next_one = SimulatedNode(speed=500.0).start(thread)
+            assert chat(next_one).status_code == 200
+            next_one.stop()
+    finally:
+        thread.close()
+
+
+def die_and_rise_and_die(node: SimulatedNode) -> None:
+    node.kill()
+    node.revive()
+    node.kill()
 
 
 def test_a_killed_node_stops_cleanly(node: SimulatedNode) -> None:

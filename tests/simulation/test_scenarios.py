@@ -394,7 +394,7 @@ def only_what_is_not_cached_costs_time(version: str, scenario: Any) -> None:
     here = node(version)
     here.done("count-slow", prompt="warm up")
     long = " ".join(f"w{n}" for n in range(496))
-    prompts = [long, long, f"{long} and more", f"other first {long}", 
+    prompts = [long, long, f"{long} and more", f"other first {long}",
                f"other first {long} turn two", "short", long]  # fmt: skip
     seen = [here.done("count-slow", prompt=prompt) for prompt in prompts]
     whole = seen[0].prompt_eval_s

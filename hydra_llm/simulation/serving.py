@@ -1,0 +1,423 @@
+"""
+A node at work: its clock, its requests, and the faults that strike them.
+
+All of it lives on the thread of the event loop, and nothing here is called from another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import h11
+
+from hydra_llm.simulation.api import OllamaApi
+from hydra_llm.simulation.asked import read_asked
+from hydra_llm.simulation.calls import Call, Outcome, RequestRecord
+from hydra_llm.simulation.catalog import ModelName, SimulatedModel
+from hydra_llm.simulation.faults import (
+    CutFault,
+    ErrorLineFault,
+    Fault,
+    PsFault,
+    ResetFault,
+    SlowFault,
+    StallFault,
+    TokenFault,
+)
+from hydra_llm.simulation.model import OllamaServer
+from hydra_llm.simulation.records import Event, Failure
+from hydra_llm.simulation.server import Connection
+from hydra_llm.simulation.settings import NodeSettings
+from hydra_llm.simulation.striking import Faults, ps_reply, reply_of, stands_in, token_at
+from hydra_llm.simulation.text import rng_of
+from hydra_llm.simulation.wire import Reply, RequestError
+
+if TYPE_CHECKING:
+    from hydra_llm.simulation.node import SimulatedNode
+
+__all__ = ["NodeServing"]
+
+
+class NodeServing:
+    """
+    What a `SimulatedNode` does, on the loop's thread.
+
+    ::
+
+        down ──rise──▶ up ⇄ frozen
+          ▲             │      │
+          └────fall─────┴──────┘
+
+    Falling breaks every connection and forgets what was loaded; a frozen node's clock stands
+    still and its connections are silent.
+    """
+
+    def __init__(
+        self,
+        owner: SimulatedNode,
+        settings: NodeSettings,
+        models: Mapping[str, SimulatedModel],
+        *,
+        speed: float,
+    ) -> None:
+        self.settings = settings
+        self.models = dict(models)
+        self.is_up = False
+        self.is_frozen = False
+        self.faults = Faults(rng_of("faults", settings.seed, owner.id), self._would_load)
+        self.connections: set[Connection] = set()
+        self._owner = owner
+        self._speed = speed
+        self._calls: dict[Connection, Call] = {}
+        self._tickets: dict[int, Call] = {}
+        self._records: list[Call | RequestRecord] = []
+        self._began = time.monotonic()
+        self._frozen_at = 0.0
+        self._at: float | None = None
+        """The instant being dealt with, while there is one."""
+        self._backlog: deque[Event] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stale_ps: Reply | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.api = self._new_api()
+
+    # ------------------------------------------------------------------ up, down, frozen
+
+    def rise(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to work, with nothing loaded but what was preloaded while down."""
+        self._loop, self.is_up = loop, True
+        self.tick()
+
+    def fall(self) -> None:
+        """Break every connection; what was loaded is gone."""
+        self.is_up = self.is_frozen = False
+        self._cancel_timer()
+        for call in self._calls.values():
+            self._over(call, "cut")
+        self._calls.clear()
+        self._tickets.clear()
+        self._backlog.clear()
+        for connection in self.connections:
+            connection.drop()
+        self.api = self._new_api()
+
+    def freeze(self) -> None:
+        """Stand still."""
+        if not self.is_frozen:
+            with self.moment():
+                self.is_frozen, self._frozen_at = True, time.monotonic()
+            self._cancel_timer()
+
+    def thaw(self) -> None:
+        """Go on."""
+        if not self.is_frozen:
+            return
+        self.is_frozen = False
+        self._began += time.monotonic() - self._frozen_at
+        for connection in list(self.connections):
+            connection.thaw()
+        self.tick()
+
+    # ------------------------------------------------------------------ time
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds since the start."""
+        if self._at is not None:
+            return self._at
+        real = self._frozen_at if self.is_frozen else time.monotonic()
+        return (real - self._began) * self._speed
+
+    @contextmanager
+    def moment(self) -> Iterator[float]:
+        """
+        Hold the node's clock while something is done to it.
+
+        What was due before is dealt with first, and what comes of it after.
+        """
+        if self._at is not None:  # set off by an event: it happens at the event's time
+            yield self._at
+            return
+        now = self.now
+        self._run_to(now)
+        self._at = now
+        try:
+            yield now
+        finally:
+            self._at = None
+        self._run_to(now)
+        self._set_timer()
+
+    def _run_to(self, now: float) -> None:
+        """Deal with all that is due by ``now``, one instant after the other."""
+        while self._is_awake:
+            server = self.api.server
+            due = server.next_event_at()
+            at = now if due is None else min(due, now)
+            self._backlog += server.advance(at)
+            self._at = at
+            try:
+                while self._backlog and self._is_awake:
+                    self._dispatch(self._backlog.popleft())
+            finally:
+                self._at = None
+            if due is None or due > now:
+                return
+
+    def tick(self) -> None:
+        """Deal with what is due, and wait for what is next."""
+        with self.moment():
+            pass
+
+    @property
+    def _is_awake(self) -> bool:
+        return self.is_up and not self.is_frozen
+
+    def _set_timer(self) -> None:
+        self._cancel_timer()
+        at = self.api.server.next_event_at()
+        if at is not None and self._is_awake and self._loop is not None:
+            delay = max(0.0, (at - self.now) / self._speed)
+            self._timer = self._loop.call_later(delay, self.tick)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wall_at(self, simulated: float) -> float:
+        """When, on the clients' clock, something happens: a date has to be true for them."""
+        return time.time() + (simulated - self.now) / self._speed
+
+    def _later(self, seconds: float, what: Any) -> None:
+        if self._loop is not None:
+            self._loop.call_later(seconds, what)
+
+    def _new_api(self) -> OllamaApi:
+        return OllamaApi(OllamaServer(self.settings), self.models, wall_at=self._wall_at)
+
+    # ------------------------------------------------------------------ what is so
+
+    @property
+    def in_flight(self) -> int:
+        """Requests not answered yet."""
+        return len(self._calls)
+
+    def records(self) -> list[RequestRecord]:
+        """Every request so far, oldest first."""
+        return [one.record if isinstance(one, Call) else one for one in self._records]
+
+    def find(self, name: str) -> SimulatedModel | None:
+        """Give the installed model of that name."""
+        parsed = ModelName.parse(name)
+        return self.api.models.get(parsed.key) if parsed else None
+
+    # ------------------------------------------------------------------ as a Handler
+
+    def opened(self, connection: Connection) -> None:
+        """Take notice of a new connection."""
+        self.connections.add(connection)
+
+    def left(self, connection: Connection) -> None:
+        """Free what a client held that has left."""
+        self.connections.discard(connection)
+        call = self._calls.get(connection)
+        if call is not None:
+            with self.moment():
+                self._forget(call, "client left")
+
+    def request(self, connection: Connection, request: h11.Request, body: bytes) -> None:
+        """Answer a request, or strike it with a fault."""
+        headers = {
+            name.decode().lower(): value.decode("latin-1") for name, value in request.headers
+        }
+        document = _document(body)
+        model = document.get("model")
+        record = RequestRecord(
+            method=request.method.decode(),
+            path=request.target.decode().split("?", 1)[0],
+            model=model if isinstance(model, str) else None,
+            body=document,
+            headers=headers,
+            at=time.monotonic(),
+        )
+        call = Call(connection, record, len(self._records), self.faults.strike(record))
+        self._calls[connection] = call
+        self._records.append(call)
+        for fault in call.faults:
+            if stands_in(fault):
+                self._stand_in(call, fault)
+                return
+        with self.moment() as now:
+            answer = self.api.handle(
+                record.method,
+                record.path,
+                body,
+                now,
+                host=headers.get("host", ""),
+                watch=any(token_at(fault) is not None for fault in call.faults),
+            )
+            if isinstance(answer, Reply):
+                self._reply_late_or_now(call, answer)
+            else:
+                call.exchange = answer
+                self._tickets[answer.ticket.id] = call
+                self._at_tokens(call, 0)
+
+    # ------------------------------------------------------------------ answering
+
+    def _dispatch(self, event: Event) -> None:
+        call = self._tickets.get(event.ticket.id) if event.ticket is not None else None
+        if call is None or call.exchange is None:
+            return
+        if event.kind == "token":
+            chunk = call.exchange.token(event.index)
+            if call.exchange.stream and chunk:
+                self._chunk(call, chunk)
+            call.note(tokens=event.index + 1)
+            self._at_tokens(call, event.index + 1)
+        elif event.kind == "done":
+            self._end(call, call.exchange.finish(), "done")
+        elif event.kind == "failed":
+            failure = event.ticket.failure if event.ticket else None
+            assert failure is not None
+            self._end(call, call.exchange.fail(failure, begun=call.begun), "error")
+
+    def _chunk(self, call: Call, chunk: bytes) -> None:
+        self._begin(call)
+        call.connection.chunk(chunk)
+
+    def _begin(self, call: Call) -> None:
+        """Send the head: only now, with the first token."""
+        if not call.begun and call.exchange is not None:
+            call.begun = True
+            call.note(status=200)
+            call.connection.start(200, call.exchange.content_type)
+
+    def _end(self, call: Call, ending: Reply | tuple[bytes, ...], outcome: Outcome) -> None:
+        if isinstance(ending, Reply):
+            self._reply(call, ending, outcome)
+            return
+        for chunk in ending:
+            self._chunk(call, chunk)
+        self._begin(call)
+        self._forget(call, outcome)
+        call.connection.finish()
+
+    def _reply(self, call: Call, reply: Reply, outcome: Outcome | None = None) -> None:
+        call.note(status=reply.status)
+        self._forget(call, outcome or ("done" if reply.status < 400 else "error"))
+        call.connection.send(reply, is_head=call.record.method == "HEAD")
+
+    def _forget(self, call: Call, outcome: Outcome) -> None:
+        self._over(call, outcome)
+        self._calls.pop(call.connection, None)
+        if call.exchange is not None:
+            self._tickets.pop(call.exchange.ticket.id, None)
+            self.api.server.cancel(call.exchange.ticket, self.now)
+
+    def _over(self, call: Call, outcome: Outcome) -> None:
+        call.note(finished=time.monotonic(), outcome=outcome)
+        # Only the record is kept: a call holds the whole answer.
+        self._records[call.number] = call.record
+
+    # ------------------------------------------------------------------ striking
+
+    def slow_down(self, fault: SlowFault) -> None:
+        """Make everything take longer, for a time."""
+        api = self.api
+        with self.moment() as now:
+            api.server.slow_down(fault.factor, now)
+        if fault.for_s is None:
+            return
+
+        def end() -> None:
+            with self.moment() as now:
+                api.server.slow_down(1.0, now)
+
+        self._later(fault.for_s / self._speed, end)
+
+    def keep_ps(self) -> None:
+        """Remember what ``/api/ps`` says now, to go on saying it."""
+        with self.moment() as now:
+            reply = self.api.handle("GET", "/api/ps", b"", now)
+        self._stale_ps = reply if isinstance(reply, Reply) else None
+
+    def _would_load(self, record: RequestRecord) -> bool:
+        model = self.find(record.model or "")
+        if model is None:
+            return False
+        try:
+            options = read_asked(record.body, "Request").runner_options
+        except RequestError:
+            return False
+        return self.api.server.would_load(model, options)
+
+    def _stand_in(self, call: Call, fault: Fault) -> None:
+        """Answer with a fault in place of the truth."""
+        if isinstance(fault, ResetFault):
+            self._forget(call, "cut")
+            call.connection.reset()
+        elif (reply := reply_of(fault, call.record)) is not None:
+            self._reply(call, reply, "error")
+
+    def _at_tokens(self, call: Call, tokens: int) -> None:
+        """Strike a stream that has come to so many tokens."""
+        for fault in call.faults:
+            if token_at(fault) != tokens or call.connection not in self._calls:
+                continue
+            if isinstance(fault, TokenFault):
+                fault.action(self._owner)
+            else:
+                self._break_off(call, fault)
+
+    def _break_off(self, call: Call, fault: Fault) -> None:
+        exchange = call.exchange
+        assert exchange is not None
+        if isinstance(fault, StallFault):
+            # The runner goes on for nobody; the client may wait.
+            self._tickets.pop(exchange.ticket.id, None)
+            return
+        if isinstance(fault, ErrorLineFault):
+            if exchange.stream:
+                self._begin(call)
+            failure = Failure(500, fault.text, "runner killed")
+            self._end(call, exchange.fail(failure, begun=call.begun), "error")
+            return
+        if exchange.stream:
+            self._begin(call)
+        self._forget(call, "cut")
+        if isinstance(fault, CutFault) and exchange.stream:
+            call.connection.finish()
+        else:
+            call.connection.reset()
+
+    def _reply_late_or_now(self, call: Call, reply: Reply) -> None:
+        wait = 0.0
+        for fault in call.faults:
+            if isinstance(fault, PsFault):
+                reply = ps_reply(fault, reply, stale=self._stale_ps)
+                wait = max(wait, fault.block_s)
+        if not wait:
+            self._reply(call, reply)
+            return
+
+        def send() -> None:
+            if call.connection in self._calls:
+                self._reply(call, reply)
+
+        self._later(wait, send)
+
+
+def _document(body: bytes) -> Mapping[str, Any]:
+    try:
+        document = json.loads(body or b"{}")
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
