@@ -109,6 +109,11 @@ class Connection(asyncio.Protocol):
         """Begin."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            # As Go does. asyncio leaves it out for a listener made without a protocol number,
+            # and every second write would wait 40 ms for the client's delayed ACK.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._handler.opened(self)
 
     def data_received(self, data: bytes) -> None:
