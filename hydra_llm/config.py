@@ -266,14 +266,14 @@ class HydraSettings(BaseSettings):
         for name, setting in type(self).model_fields.items():
             value = getattr(self, name)
             if name == "nodes":
-                yield name, _Verbatim(f"[{', '.join(map(_show_node, value))}]")
+                yield name, _Verbatim(f"[{', '.join(map(repr, value))}]")
             elif value != setting.default:
                 yield name, value
 
     @field_serializer("nodes")
     def _nodes_in_dumps(self, nodes: tuple[Node, ...], info: SerializationInfo) -> list[Any]:
         if info.mode == "json":
-            return [_show_node(node) for node in nodes]
+            return [repr(node) for node in nodes]
         # Node's arguments, headers in the wrapper that hides them: as with a SecretStr, new
         # settings can be made of a dump, and printing it shows no secret.
         return [{each.name: getattr(node, each.name) for each in fields(node)} for node in nodes]
@@ -481,6 +481,7 @@ class _NodeTable(BaseModel):
     url: Annotated[str, Field(min_length=1)]
     id: str = ""
     vram_gb: _Gigabytes | None = None
+    vram_reserved_gb: _Gigabytes = 0.0
     ram_gb: _Gigabytes | None = None
     exporter: str | None = None
     labels: Annotated[tuple[str, ...], BeforeValidator(_one_label)] = ()
@@ -537,7 +538,7 @@ def _node(url: str, whole: str = "", **arguments: Any) -> Node:
         return Node(url, **arguments)
     except ConfigurationError as exc:
         # A password with a comma is cut in two, and its first half does not look like one.
-        shown = "***" if "@" in whole and "@" not in url else _mask(url)
+        shown = "***" if "@" in whole and "@" not in url else masked_url(url)
         hint = "; write a comma in a password as %2C" if shown == "***" else ""
         message = str(exc).replace(repr(masked_url(url)), repr(shown))
         raise ConfigurationError(message + hint) from None
@@ -622,23 +623,13 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _mask(text: str) -> str:
-    """A URL without anything that could be part of a password, well formed or not."""
-    return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*://|).*@", r"\1***@", text, flags=re.DOTALL)
-
-
 def _show_input(value: object) -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str | float | int):
         return f"a {type(value).__name__}"
-    shown = repr(_mask(value) if isinstance(value, str) else value)
+    shown = repr(masked_url(value) if isinstance(value, str) else value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
-def _show_node(node: Node) -> str:
-    # An exporter may have a password too.
-    return repr(replace(node, exporter=_mask(node.exporter)) if node.exporter else node)
 
 
 def _show(name: str, value: object) -> str:

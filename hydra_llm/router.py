@@ -377,11 +377,10 @@ def _settings_and_nodes(
     if nodes is None:
         settings = settings or HydraSettings()
         return settings, settings.nodes
-    listed = [nodes] if isinstance(nodes, (str, Node)) else list(nodes)
-    if not listed:
-        raise ConfigurationError("nodes is empty; give at least one, like 'http://rig:11434'")
-    named = HydraSettings(nodes=tuple(listed))
-    return settings or named, named.nodes
+    named = HydraSettings(nodes=nodes)
+    if settings is not None:
+        named = settings.model_copy(update={"nodes": named.nodes})
+    return named, named.nodes
 
 
 def _uses_tls(nodes: Sequence[Node]) -> bool:
@@ -503,7 +502,7 @@ def shared_router(
     give it back closes it.
     """
     settings, configured = _settings_and_nodes(nodes, settings)
-    key = (os.getpid(), tuple(configured), repr(settings))
+    key = (os.getpid(), configured, settings)
     with _shared_lock:
         held = _shared.get(key)
         if held is None:

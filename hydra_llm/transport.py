@@ -34,7 +34,7 @@ from hydra_llm.exceptions import (
     NodeError,
     NodeProtocolError,
 )
-from hydra_llm.ollama.answers import AnswerReader, error_text, read_whole
+from hydra_llm.ollama.answers import AnswerReader, error_text, is_answer, read_whole
 from hydra_llm.ollama.calls import Call, Framing, Route, read_call
 from hydra_llm.ollama.errors import error_of_answer, error_of_exception
 from hydra_llm.router import Router, shared_router
@@ -165,7 +165,7 @@ class HydraTransport(_Base, httpx.BaseTransport):
                 return _answer_to_refusal(dispatch, response, body)
             _check_content_type(node, response)
             outgoing.extensions["timeout"]["read"] = dispatch.idle_timeout(request)
-            if call.framing is Framing.JSON:
+            if call.framing is Framing.JSON or not _is_stream(response):
                 limit = self._router.settings.max_body_bytes
                 return _whole_answer(dispatch, response, _read_limited(node, response, limit))
             stream = _RoutedStream(dispatch, response)
@@ -277,7 +277,7 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
                 return _answer_to_refusal(dispatch, response, body)
             _check_content_type(node, response)
             outgoing.extensions["timeout"]["read"] = dispatch.idle_timeout(request)
-            if call.framing is Framing.JSON:
+            if call.framing is Framing.JSON or not _is_stream(response):
                 limit = self._router.settings.max_body_bytes
                 data = await _aread_limited(node, response, limit)
                 return _whole_answer(dispatch, response, data)
@@ -606,6 +606,12 @@ def _check_content_type(node: Node, response: httpx.Response) -> None:
         )
 
 
+def _is_stream(response: httpx.Response) -> bool:
+    """Load-only and unload requests are answered in one piece, even if a stream was asked for."""
+    kind = response.headers.get("content-type", "")
+    return "ndjson" in kind or "event-stream" in kind
+
+
 def _check_opening(dispatch: Dispatch, reader: AnswerReader, *, ended: bool) -> None:
     """Raise if the first part of a stream is no answer."""
     _check_part(dispatch, reader, ended=ended and not reader.parts)
@@ -660,6 +666,12 @@ def _whole_answer(dispatch: Dispatch, response: httpx.Response, data: bytes) -> 
     if document.get("error"):
         text = error_text(data)
         raise error_of_answer(node, call.model, -1, text, {}) or _unclear(node)
+    if not is_answer(document):
+        raise NodeProtocolError(
+            f"{node.id} answered with JSON that is no answer of Ollama's",
+            node_id=node.id,
+            node_url=node.url,
+        )
     is_complete, usage = read_whole(document)
     if not is_complete:
         raise dispatch.incomplete(1)

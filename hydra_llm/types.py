@@ -70,6 +70,7 @@ class Node:
             ``user:password@`` becomes an ``Authorization`` header and leaves the URL.
         id: its name in answers, logs and ``node_id``; by default ``host:port``.
         vram_gb: memory of its GPUs in decimal GB, for a node that nothing measures.
+        vram_reserved_gb: of ``vram_gb``, what other programs hold (a desktop, a game).
         ram_gb: its system memory in decimal GB.
         exporter: URL of a metrics exporter on the node.
         labels: free words for ``require_labels`` and ``prefer_labels``.
@@ -84,6 +85,7 @@ class Node:
     url: str
     id: str = ""
     vram_gb: float | None = None
+    vram_reserved_gb: float = 0.0
     ram_gb: float | None = None
     exporter: str | None = None
     labels: tuple[str, ...] = ()
@@ -104,7 +106,7 @@ class Node:
         put(self, "labels", tuple(labels))
         if self.local is None:
             put(self, "local", _is_this_machine(self.host))
-        for name in ("vram_gb", "ram_gb"):
+        for name in ("vram_gb", "vram_reserved_gb", "ram_gb"):
             value = getattr(self, name)
             # `not >=` also catches NaN.
             if value is not None and (not value >= 0 or value == float("inf")):
@@ -138,9 +140,11 @@ class Node:
         parts = [repr(self.url)]
         if self.id != urlsplit(self.url).netloc:
             parts.append(f"id={self.id!r}")
+        if self.exporter:
+            parts.append(f"exporter={masked_url(self.exporter)!r}")
         parts += [
             f"{name}={value!r}"
-            for name in ("vram_gb", "ram_gb", "exporter", "labels", "headers", "slots")
+            for name in ("vram_gb", "vram_reserved_gb", "ram_gb", "labels", "headers", "slots")
             if (value := getattr(self, name))
         ]
         return f"Node({', '.join(parts)})"
@@ -171,8 +175,8 @@ class _Secrets(Mapping[str, str]):
 
 
 def masked_url(url: str) -> str:
-    """``url`` with any credentials replaced by ``***``, for messages."""
-    return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*://|)[^/@]*@", r"\1***@", url)
+    """``url`` without anything that could be part of a password, well formed or not."""
+    return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*://|).*@", r"\1***@", url, flags=re.DOTALL)
 
 
 def _parse_url(text: str) -> tuple[str, str | None]:

@@ -151,6 +151,16 @@ def _openai_usage(usage: Mapping[str, Any]) -> Usage:
     )
 
 
+_ANSWER_KEYS = frozenset(
+    {"done", "embedding", "embeddings", "choices", "data", "output", "content"}
+)
+
+
+def is_answer(document: Mapping[str, Any]) -> bool:
+    """Whether a document has a key that some answer of Ollama's has."""
+    return not _ANSWER_KEYS.isdisjoint(document)
+
+
 def read_whole(document: Mapping[str, Any]) -> tuple[bool, Usage | None]:
     """Whether an answer that came in one piece is complete, and its usage."""
     usage = document.get("usage")

@@ -330,6 +330,7 @@ class SimulatedNode:
             "url": self.url,
             "id": self.id,
             "vram_gb": total / GB if total else None,
+            "vram_reserved_gb": sum(g.used_by_others_bytes for g in self.settings.gpus) / GB,
             "ram_gb": self.settings.ram_bytes / GB,
         }
         return Node(**(fields | overrides))
