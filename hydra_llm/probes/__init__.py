@@ -1,0 +1,1 @@
+"""Asks nodes and GPUs what is true now."""

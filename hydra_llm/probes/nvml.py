@@ -1,0 +1,257 @@
+"""Memory of this machine's NVIDIA GPUs, through ``pynvml`` of the package nvidia-ml-py.
+
+Every row of ``vram/FACTS.md`` section 1.2 is a case here. Whatever fails is a reason, never
+an exception.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra_llm.probes.host import read_host
+from hydra_llm.types import Device, HostMemory
+
+__all__ = ["NvmlReader", "read_devices"]
+
+RETRY_SECONDS = 60.0
+"""Between two attempts to start the library where it did not start."""
+
+WSL_LIBRARY = Path("/usr/lib/wsl/lib/libnvidia-ml.so.1")
+
+# NVML's codes; older bindings lack names for some.
+NOT_SUPPORTED = 3
+NOT_FOUND = 6
+GPU_IS_LOST = 15
+RESET_REQUIRED = 16
+
+_MEANINGS = {
+    1: "the library was shut down",
+    NOT_SUPPORTED: "not supported",
+    4: "no permission",
+    NOT_FOUND: "not found",
+    9: "the driver is not loaded",
+    12: "the driver's library is not installed",
+    13: "the driver is too old",
+    GPU_IS_LOST: "the GPU is lost",
+    RESET_REQUIRED: "the GPU needs a reset",
+    18: "driver and library differ, as after an update; reboot",
+    999: "unknown error",
+}
+
+_SHARES_HOST_MEMORY = re.compile(r"\b(GB10|N1X?|Tegra|Jetson|Orin|Thor|Xavier)\b", re.IGNORECASE)
+"""Chips whose GPU has no memory of its own; some report a small pool that is not the limit."""
+
+
+class NvmlReader:
+    """
+    Reads the GPUs again and again. One thread at a time.
+
+    The library is started once and kept: on a machine without persistence mode each start
+    wakes the GPU.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any] | None = None,
+        host: Callable[[float], HostMemory] | None = None,
+    ) -> None:
+        self._load = _import_pynvml if load is None else load
+        self._host = _whole_host if host is None else host
+        self._nvml: Any = None  # the module pynvml, which carries no types
+        self._retry_at = float("-inf")
+        self._reasons: tuple[str, ...] = ()
+
+    def read(self, now: float) -> tuple[tuple[Device, ...], tuple[str, ...]]:
+        """The devices, and why there are fewer than one might expect. Never raises."""
+        if self._nvml is None and not self._start(now):
+            return (), self._reasons
+        try:
+            count = int(self._nvml.nvmlDeviceGetCount())
+        except Exception as error:  # a driver that goes away raises whatever ctypes does
+            # It may work again once it is started anew.
+            self.close()
+            return (), (f"NVML: {_meaning(error)}",)
+        devices: list[Device] = []
+        reasons: list[str] = []
+        for index in range(count):
+            devices += self._devices_at(index, now, reasons)
+        return tuple(devices), tuple(reasons)
+
+    def close(self) -> None:
+        """Let go of the library. Safe to call twice."""
+        nvml, self._nvml = self._nvml, None
+        if nvml is not None:
+            with suppress(Exception):
+                nvml.nvmlShutdown()
+
+    def _start(self, now: float) -> bool:
+        if now < self._retry_at:
+            return False
+        try:
+            nvml = self._load()
+            nvml.nvmlInit()
+        except Exception as error:  # a foreign pynvml may raise anything on import
+            self._retry_at = now + RETRY_SECONDS
+            self._reasons = (f"NVML: {_meaning(error)}",)
+            return False
+        self._nvml = nvml
+        return True
+
+    # -------------------------------------------------------------- one GPU
+
+    def _devices_at(self, index: int, now: float, reasons: list[str]) -> Iterator[Device]:
+        """The GPU, or the instances it is cut into."""
+        nvml = self._nvml
+        key = f"nvidia:{index}"
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            key = self._text(nvml.nvmlDeviceGetUUID, handle) or key
+            name = self._text(nvml.nvmlDeviceGetName, handle)
+            if self._is_cut(handle):
+                yield from self._instances(handle, key, name, now, reasons)
+            else:
+                yield self._device(handle, key, name, now)
+        except Exception as error:
+            reasons.append(f"NVML: {key}: {_meaning(error)}")
+            yield _unknown_device(key, now)
+
+    def _device(self, handle: Any, key: str, name: str, now: float) -> Device:
+        try:
+            memory = self._memory(handle)
+        except Exception as error:
+            if _code(error) != NOT_SUPPORTED:
+                raise
+            return self._unified(key, name, now)
+        if not memory.total or _SHARES_HOST_MEMORY.search(name):
+            return self._unified(key, name, now)
+        return _device_of(memory, "discrete", key, name, now)
+
+    def _unified(self, key: str, name: str, now: float) -> Device:
+        host = self._host(now)
+        total, free = host.total_bytes, host.available_bytes
+        return Device(
+            key=key,
+            vendor="nvidia",
+            kind="unified",
+            total_bytes=total,
+            used_bytes=None if total is None or free is None else max(0, total - free),
+            free_bytes=free,
+            name=name,
+            source="nvml + host memory",
+            observed_at=now,
+        )
+
+    def _is_cut(self, handle: Any) -> bool:
+        """Whether the GPU is in MIG mode: its own figures are then a sum nobody can use."""
+        try:
+            return bool(self._nvml.nvmlDeviceGetMigMode(handle)[0])
+        except Exception as error:
+            if _code(error) in (GPU_IS_LOST, RESET_REQUIRED):
+                raise
+            return False
+
+    def _instances(
+        self, parent: Any, key: str, name: str, now: float, reasons: list[str]
+    ) -> Iterator[Device]:
+        nvml = self._nvml
+        for index in range(int(nvml.nvmlDeviceGetMaxMigDeviceCount(parent))):
+            own_key = f"{key}/mig{index}"
+            try:
+                handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, index)
+                own_key = self._text(nvml.nvmlDeviceGetUUID, handle) or own_key
+                yield _device_of(self._memory(handle), "mig", own_key, name, now)
+            except Exception as error:
+                if _code(error) == NOT_FOUND:  # the indices have gaps
+                    continue
+                reasons.append(f"NVML: {own_key}: {_meaning(error)}")
+                yield _unknown_device(own_key, now)
+
+    def _memory(self, handle: Any) -> Any:
+        """Version 2 of the figures, which tells reserved memory apart, or else version 1."""
+        nvml = self._nvml
+        version = getattr(nvml, "nvmlMemory_v2", None)
+        if version is not None:
+            try:
+                return nvml.nvmlDeviceGetMemoryInfo(handle, version=version)
+            except Exception as error:  # before driver R510: function not found
+                if _code(error) in (GPU_IS_LOST, RESET_REQUIRED):
+                    raise
+        return nvml.nvmlDeviceGetMemoryInfo(handle)
+
+    def _text(self, ask: Callable[[Any], Any], handle: Any) -> str:
+        """A name or identifier, which old bindings give as bytes; empty if it has none."""
+        try:
+            value = ask(handle)
+        except Exception as error:
+            if _code(error) in (GPU_IS_LOST, RESET_REQUIRED):
+                raise
+            return ""
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def read_devices(now: float) -> tuple[tuple[Device, ...], tuple[str, ...]]:
+    """This machine's NVIDIA devices, read once."""
+    reader = NvmlReader()
+    try:
+        return reader.read(now)
+    finally:
+        reader.close()
+
+
+def _device_of(memory: Any, kind: Any, key: str, name: str, now: float) -> Device:
+    reserved = getattr(memory, "reserved", None)
+    return Device(
+        key=key,
+        vendor="nvidia",
+        kind=kind,
+        total_bytes=int(memory.total),
+        used_bytes=int(memory.used),
+        free_bytes=int(memory.free),
+        reserved_bytes=None if reserved is None else int(reserved),
+        name=name,
+        source="nvml",
+        observed_at=now,
+    )
+
+
+def _unknown_device(key: str, now: float) -> Device:
+    """One that is there and does not answer: unknown, not empty."""
+    return Device(key=key, vendor="nvidia", source="nvml", observed_at=now)
+
+
+def _import_pynvml() -> Any:
+    if WSL_LIBRARY.exists():
+        # Loaded first, it is the one that pynvml gets when it asks for that name.
+        with suppress(OSError):
+            ctypes.CDLL(str(WSL_LIBRARY))
+    try:
+        import pynvml
+    except ImportError:
+        raise RuntimeError("not installed; pip install 'hydra-llm[gpu]'") from None
+    if not hasattr(pynvml, "nvmlDeviceGetMemoryInfo"):
+        raise RuntimeError(
+            "the module pynvml is not NVIDIA's; pip uninstall pynvml and install nvidia-ml-py"
+        )
+    return pynvml
+
+
+def _whole_host(now: float) -> HostMemory:
+    # What a GPU takes is not counted against the limits of this process.
+    return read_host(now, limits=False)
+
+
+def _code(error: BaseException) -> int | None:
+    code = getattr(error, "value", None)
+    return code if isinstance(code, int) else None
+
+
+def _meaning(error: BaseException) -> str:
+    code = _code(error)
+    if code is not None:
+        return f"{_MEANINGS.get(code, 'error')} (code {code})"
+    return str(error) if isinstance(error, RuntimeError) else type(error).__name__
