@@ -7,32 +7,32 @@ server model gave for it.
 
 from __future__ import annotations
 
-import base64
 import ipaddress
-import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hydra_llm.simulation import anthropic, listings, openai, responses
 from hydra_llm.simulation import asked as asking
-from hydra_llm.simulation import listings, openai
 from hydra_llm.simulation.answers import Question, answer
 from hydra_llm.simulation.asked import Asked
 from hydra_llm.simulation.catalog import ModelName, SimulatedModel
+from hydra_llm.simulation.embed import Embedding, texts_of
 from hydra_llm.simulation.exchange import (
     ChatExchange,
     Context,
     Exchange,
     FixedExchange,
     GenerateExchange,
+    Writer,
 )
 from hydra_llm.simulation.model import OllamaServer
 from hydra_llm.simulation.records import Job, Ticket
 from hydra_llm.simulation.schema import Hints, UnusableSchemaError, value_for
 from hydra_llm.simulation.settings import NodeSettings
 from hydra_llm.simulation.templates import render
-from hydra_llm.simulation.text import as_prompt, embedding, rng_of, tokens_of
+from hydra_llm.simulation.text import as_prompt, rng_of
 from hydra_llm.simulation.wire import (
     JSON,
     PLAIN_JSON,
@@ -65,9 +65,17 @@ _METHODS = {
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
     "/v1/embeddings": "POST",
+    "/v1/messages": "POST",
+    "/v1/responses": "POST",
 }
 
 
+_Translation = Callable[[Mapping[str, Any]], dict[str, Any]]
+_V1_CHATS: dict[str, tuple[_Translation, type[Writer]]] = {
+    "/v1/chat/completions": (openai.chat_body, openai.OpenAIChatExchange),
+    "/v1/messages": (anthropic.messages_body, anthropic.MessagesExchange),
+    "/v1/responses": (responses.responses_body, responses.ResponsesExchange),
+}
 _PADDING = 256
 
 
@@ -168,12 +176,13 @@ class OllamaApi:
             return self._generate(asking.read_asked(body, "GenerateRequest"), now)
         if path in {"/api/embed", "/api/embeddings"}:
             return self._embed(asking.read_asked(body, "EmbedRequest"), path, now)
-        if path == "/v1/chat/completions":
-            chat = asking.read_asked(openai.chat_body(body), "ChatCompletionRequest")
-            return self._chat(chat, now, is_v1=True)
+        if path in _V1_CHATS:
+            translate, writer = _V1_CHATS[path]
+            asked = asking.read_asked(translate(body), "ChatCompletionRequest")
+            return self._chat(asked, now, writer)
         if path == "/v1/completions":
-            prompt = asking.read_asked(openai.completion_body(body), "CompletionRequest")
-            return self._generate(prompt, now, is_v1=True)
+            asked = asking.read_asked(openai.completion_body(body), "CompletionRequest")
+            return self._generate(asked, now, openai.OpenAICompletionExchange)
         if path == "/v1/embeddings":
             native = openai.embed_body(body) | {"encoding_format": body.get("encoding_format")}
             return self._embed(asking.read_asked(native, "EmbedRequest"), path, now)
@@ -210,7 +219,9 @@ class OllamaApi:
 
     # ------------------------------------------------------------------ chat and generate
 
-    def _chat(self, asked: Asked, now: float, *, is_v1: bool = False) -> Reply | Exchange:
+    def _chat(
+        self, asked: Asked, now: float, writer: type[Writer] = ChatExchange
+    ) -> Reply | Exchange:
         if not asked.model:
             raise RequestError(400, "model is required")
         model = self._find(asked.model)
@@ -252,10 +263,11 @@ class OllamaApi:
             repeats_prefill=repeats,
             is_native=native,
         )
-        writer = openai.OpenAIChatExchange if is_v1 else ChatExchange
         return self._start(question, asked, now, writer)
 
-    def _generate(self, asked: Asked, now: float, *, is_v1: bool = False) -> Reply | Exchange:
+    def _generate(
+        self, asked: Asked, now: float, writer: type[Writer] = GenerateExchange
+    ) -> Reply | Exchange:
         model = self._find(asked.model)
         if not asked.prompt and asked.keep_alive == 0:
             return self._unload(model, asked, {"response": ""}, now)
@@ -277,7 +289,6 @@ class OllamaApi:
             end = {"done": False, "_debug_info": debug}
             return self._load(model, asked, {"response": ""}, now, end=end)
         question = self._question(model, asked, rendered=rendered, messages=[message])
-        writer = openai.OpenAICompletionExchange if is_v1 else GenerateExchange
         return self._start(question, asked, now, writer)
 
     def _question(
@@ -302,7 +313,7 @@ class OllamaApi:
         question: Question,
         asked: Asked,
         now: float,
-        writer: Callable[[Context], Exchange],
+        writer: type[Writer],
     ) -> Exchange:
         model = question.model
         prompt = as_prompt(question.rendered)
@@ -443,49 +454,27 @@ class OllamaApi:
     # ------------------------------------------------------------------ embeddings
 
     def _embed(self, asked: Asked, path: str, now: float) -> Reply | Exchange:
-        body = asked.body
-        given = asked.prompt if path == "/api/embeddings" else body.get("input", "")
-        texts = [given] if isinstance(given, str) and given else given or []
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise RequestError(400, "invalid input type")
-        model = self._find(
-            asked.model,
-            text=f'model "{asked.model}" not found, try pulling it first',
-        )
+        texts = texts_of(asked, path)
+        missing = f'model "{asked.model}" not found, try pulling it first'
+        model = self._find(asked.model, text=missing)
         asking.check_options(asked.options)
         if not texts:
             return json_reply({"model": asked.model, "embeddings": []})
         if not model.is_embedding and self.settings.is_modern:
             text = "This server does not support embeddings. Start it with `--embeddings`"
             raise RequestError(501, text)
-        sizes = [len(tokens_of(text)) for text in texts]
-        limit = self._num_ctx(model, asked)
-        if max(sizes) > limit and body.get("truncate") is False:
+        wanted = Embedding(path, asked, model, texts, self._num_ctx(model, asked))
+        if wanted.is_too_long and asked.body.get("truncate") is False:
             raise RequestError(400, "the input length exceeds the context length")
-        count = sum(min(size, limit) for size in sizes)
-        vectors = [
-            embedding(text, model.embedding_length, model=model.weights_digest) for text in texts
-        ]
-        if body.get("encoding_format") == "base64":
-            encoded: list[object] = [_base64(vector) for vector in vectors]
-        elif path == "/api/embeddings":
-            encoded = list(vectors)
-        else:
-            # 32 bits of precision; the older endpoint says more than it knows.
-            encoded = [[round(value, 9) for value in vector] for vector in vectors]
-
-        def build(ticket: Ticket) -> object:
-            return _embedded(path, asked.model, encoded, count, ticket)
-
-        exchange = FixedExchange(build, is_v1=path.startswith("/v1/"))
         self._number += 1
         job = Job(
             model=model,
             kind="embed",
-            prompt=((("embed", self._number), count),),
+            prompt=((("embed", self._number), wanted.token_count),),
             options=asked.runner_options,
             keep_alive=asked.keep_alive,
         )
+        exchange = FixedExchange(wanted.document, is_v1=path.startswith("/v1/"))
         exchange.ticket = self.server.submit(job, now)
         return exchange
 
@@ -512,29 +501,6 @@ def _nested(status: int, message: str, kind: str = "invalid_request_error", **mo
     """Give an error of the runner: its JSON comes as text inside the server's."""
     inner = {"error": {"code": status, "message": message, "type": kind, **more}}
     return RequestError(status, go_json(inner))
-
-
-def _embedded(path: str, model: str, vectors: list[object], count: int, ticket: Ticket) -> object:
-    if path == "/api/embeddings":
-        return {"embedding": vectors[0]}
-    if path == "/v1/embeddings":
-        data = [
-            {"object": "embedding", "embedding": vector, "index": index}
-            for index, vector in enumerate(vectors)
-        ]
-        usage = {"prompt_tokens": count, "total_tokens": count}
-        return {"object": "list", "data": data, "model": model, "usage": usage}
-    return {
-        "model": model,
-        "embeddings": vectors,
-        "total_duration": round(ticket.total_s * 1e9) + 1,
-        "load_duration": round(ticket.load_s * 1e9) + 1,
-        "prompt_eval_count": count,
-    }
-
-
-def _base64(vector: list[float]) -> str:
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _is_local(host: str) -> bool:

@@ -49,7 +49,7 @@ class Hints:
         self.numbers = [_number(text) for text in _NUMBER.findall(unquoted)]
         quoted = ["".join(groups) for groups in _QUOTED.findall(prompt)]
         names = [name for name in _NAME.findall(unquoted) if name not in _NO_NAMES]
-        self.names = [*quoted, *names]
+        self.names: list[str] = [*quoted, *names]
 
     def mentions(self, word: object) -> bool:
         """Whether the prompt has this word."""

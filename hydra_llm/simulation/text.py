@@ -12,7 +12,8 @@ from hydra_llm.simulation.records import Prompt
 
 __all__ = ["as_prompt", "embedding", "prose", "rng_of", "tokens_of"]
 
-_TOKEN = re.compile(r"\s*\w{1,8}|\s*[^\w\s]|\s+")
+# A line break is a token of its own, so that a template's pieces are cut alike wherever they stand.
+_TOKEN = re.compile(r"\n|[^\S\n]*\w{1,8}|[^\S\n]*[^\w\s]|[^\S\n]+")
 _WORDS = (
     "the a this each one some most every light river stone field winter morning signal "
     "window garden letter market engine harbour copper silver paper thread table mountain "

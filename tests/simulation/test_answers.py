@@ -207,14 +207,14 @@ def _schemas() -> st.SearchStrategy[dict[str, Any]]:
         return st.one_of(
             objects.map(
                 lambda parts: {"type": "object", "properties": parts, "required": list(parts)[:2]}
-            ),  # fmt: skip
+            ),
             st.tuples(inner, st.integers(0, 2), st.integers(0, 2)).map(
                 lambda t: {
                     "type": "array",
                     "items": t[0],
                     "minItems": t[1],
                     "maxItems": t[1] + t[2],
-                }  # fmt: skip
+                }
             ),
             st.lists(inner, min_size=1, max_size=3).map(lambda these: {"anyOf": these}),
         )

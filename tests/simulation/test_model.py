@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -278,16 +279,15 @@ _STEPS = st.lists(
     ),
     max_size=40,
 )
+_GPUS: list[tuple[Gpu, ...]] = [
+    (),
+    (Gpu(total_bytes=8 * GB),),
+    (Gpu(total_bytes=16 * GB, used_by_others_bytes=2 * GB),),
+    (Gpu(total_bytes=6 * GB), Gpu(total_bytes=12 * GB)),
+]
 _NODES = st.builds(
     NodeSettings,
-    gpus=st.sampled_from(
-        [
-            (),
-            (Gpu(total_bytes=8 * GB),),
-            (Gpu(total_bytes=16 * GB, used_by_others_bytes=2 * GB),),
-            (Gpu(total_bytes=6 * GB), Gpu(total_bytes=12 * GB)),
-        ]
-    ),  # fmt: skip
+    gpus=st.sampled_from(_GPUS),
     version=st.sampled_from(["0.32.15", "0.24.0"]),
     num_parallel=st.integers(1, 3),
     max_loaded_models=st.sampled_from([None, 1, 2]),
@@ -299,7 +299,9 @@ _NODES = st.builds(
 def play(
     settings: NodeSettings, steps: list[Any]
 ) -> tuple[OllamaServer, list[Ticket], list[Event]]:
-    server, tickets, events, now = OllamaServer(settings), [], [], 0.0
+    server, now = OllamaServer(settings), 0.0
+    tickets: list[Ticket] = []
+    events: list[Event] = []
     for wait, what, which, num_ctx, keep_alive, tokens in steps:
         target = now + wait / 10
         while (at := server.next_event_at()) is not None and at <= target:
@@ -362,7 +364,7 @@ def test_memory_slots_and_loads_keep_their_limits_and_everything_ends(
     assert server.in_flight == 0
     assert server.running(1e9) == []  # every keep-alive here is finite
     loads = sorted((record.started, record.ended) for record in server.loads)
-    for (_, ended), (started, _) in zip(loads, loads[1:], strict=False):
+    for (_, ended), (started, _) in pairwise(loads):
         assert started >= ended, "loads overlap"
     ended_events = [e.ticket.id for e in events if e.kind in {"done", "failed"} and e.ticket]
     assert len(ended_events) == len(set(ended_events))
