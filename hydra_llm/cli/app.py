@@ -1,0 +1,291 @@
+"""The commands: each reads its options, asks the router, and hands the rest to its module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hydra_llm import __version__
+from hydra_llm.cli import options
+from hydra_llm.cli.console import (
+    NOBODY,
+    make_output_safe,
+    print_json,
+    stderr,
+    stdout,
+    told_in_one_line,
+)
+
+if TYPE_CHECKING:
+    from hydra_llm.router import Router
+
+OVERVIEW = """
+Routes requests over several Ollama nodes, to the one that will answer soonest.
+
+Nodes come from --node, HYDRA_LLM_NODES, hydra.toml or OLLAMA_HOST, in this order.
+
+[bold]Start here[/bold]
+
+  hydra-llm demo                                  three simulated nodes, nothing to set up
+
+  hydra-llm doctor                                are my nodes and settings all right?
+
+  hydra-llm nodes --watch                         what is loaded where, and how much is free
+
+  hydra-llm explain llama3.2:3b --min-vram-gb 8   where would it go, and why?
+
+  hydra-llm chat llama3.2:3b "Why is the sky blue?"
+"""
+
+app = typer.Typer(
+    name="hydra-llm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code."""
+    make_output_safe()
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="hydra-llm")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"hydra-llm {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback(help=OVERVIEW)
+def overview(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """See OVERVIEW."""
+
+
+@contextmanager
+def opened_router(nodes: Sequence[str] | None) -> Iterator[Router]:
+    """A router over the nodes of the command line, else over the configured ones."""
+    from hydra_llm import HydraSettings, Router
+
+    settings = HydraSettings(nodes or None)
+    with Router(settings=settings) as router:
+        yield router
+
+
+@app.command()
+def nodes(
+    *,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.2, metavar="SECONDS", help="Between two looks.")
+    ] = 2.0,
+    node: options.Nodes = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Show every node: health, VRAM, loaded models, requests in flight.
+
+    Exit code: 0, whatever the nodes are like; 2 if a setting is wrong.
+    """
+    from hydra_llm.cli import watching
+
+    with told_in_one_line(debug=debug), opened_router(node) as router:
+        router.refresh()
+        if watch:
+            watching.watch(router, stdout(), interval_seconds=interval, as_json=as_json)
+        elif as_json:
+            print_json(router.get_node_resources())
+        else:
+            console = stdout()
+            console.print(watching.nodes_view(router.get_node_resources()))
+
+
+@app.command()
+def explain(
+    model: options.Model,
+    *,
+    node_id: options.NodeId = None,
+    pin: options.Pin = None,
+    min_vram_gb: options.MinVram = None,
+    vram: options.Vram = None,
+    prefer_local: options.PreferLocal = None,
+    priority: options.Priority = None,
+    session: options.Session = None,
+    exclude_nodes: options.ExcludeNodes = None,
+    require_labels: options.RequireLabels = None,
+    prefer_labels: options.PreferLabels = None,
+    deadline_s: options.Deadline = None,
+    num_ctx: options.NumCtx = None,
+    input_tokens: Annotated[
+        int, typer.Option("--input-tokens", min=0, metavar="TOKENS", help="Length of the prompt.")
+    ] = 0,
+    node: options.Nodes = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Say where a request for MODEL would go now, and why; nothing is sent.
+
+    Exit code: 0 if some node can take it, 1 if none can, 2 if an option or a setting is wrong.
+    """
+    from hydra_llm.cli import tables
+
+    words = options.routing_words(
+        node_id=node_id,
+        pin=pin,
+        min_vram_gb=min_vram_gb,
+        vram=vram,
+        prefer_local=prefer_local,
+        priority=priority,
+        session=session,
+        exclude_nodes=exclude_nodes,
+        require_labels=require_labels,
+        prefer_labels=prefer_labels,
+        deadline_s=deadline_s,
+    )
+    with told_in_one_line(debug=debug), opened_router(node) as router:
+        router.refresh()
+        decision = router.explain(model, num_ctx=num_ctx, input_tokens=input_tokens, **words)
+        if as_json:
+            print_json(decision.to_dict())
+        else:
+            tables.print_decision(stdout(), decision)
+        if decision.selected_node is None:
+            raise typer.Exit(NOBODY)
+
+
+@app.command()
+def chat(
+    model: options.Model,
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What to say; - reads it from stdin.")
+    ],
+    *,
+    node_id: options.NodeId = None,
+    pin: options.Pin = None,
+    min_vram_gb: options.MinVram = None,
+    vram: options.Vram = None,
+    prefer_local: options.PreferLocal = None,
+    priority: options.Priority = None,
+    session: options.Session = None,
+    exclude_nodes: options.ExcludeNodes = None,
+    require_labels: options.RequireLabels = None,
+    prefer_labels: options.PreferLabels = None,
+    deadline_s: options.Deadline = None,
+    num_ctx: options.NumCtx = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="A system message.")
+    ] = None,
+    node: options.Nodes = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the decision on stderr as JSON.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Ask MODEL one thing. The answer goes to stdout, why it came from there to stderr.
+
+    Exit code: 0 for a whole answer; 1 if no node took or answered it; 2 if an option or a
+    setting is wrong; 3 if the answer broke off, or the node refused the request.
+    """
+    from hydra_llm.cli import chatting
+
+    words = options.routing_words(
+        node_id=node_id,
+        pin=pin,
+        min_vram_gb=min_vram_gb,
+        vram=vram,
+        prefer_local=prefer_local,
+        priority=priority,
+        session=session,
+        exclude_nodes=exclude_nodes,
+        require_labels=require_labels,
+        prefer_labels=prefer_labels,
+        deadline_s=deadline_s,
+    )
+    with told_in_one_line(debug=debug):
+        messages = chatting.messages_of(prompt, system=system)
+        with opened_router(node) as router:
+            chatting.chat(
+                router,
+                model,
+                messages,
+                options=None if num_ctx is None else {"num_ctx": num_ctx},
+                as_json=as_json,
+                words=words,
+            )
+
+
+@app.command()
+def doctor(
+    *,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Leave with 1 if there are warnings.")
+    ] = False,
+    node: options.Nodes = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Check settings and nodes: what is wrong, and what to do about it.
+
+    Exit code: 0 if there is no problem; 1 if there are only warnings and --strict is given;
+    2 if there is a problem.
+    """
+    from hydra_llm.cli.doctor import examine, report
+
+    with told_in_one_line(debug=debug):
+        with stderr().status("asking the nodes ..."):
+            findings = examine(node)
+        if as_json:
+            print_json(report.as_document(findings, strict=strict))
+        else:
+            stdout().print(report.view(findings))
+        raise typer.Exit(report.exit_code(findings, strict=strict))
+
+
+@app.command()
+def demo(
+    *,
+    speed: Annotated[
+        float,
+        typer.Option("--speed", min=0.1, max=50.0, help="How fast simulated nodes compute."),
+    ] = 1.0,
+    node: options.Nodes = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only what was proved, as JSON.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Show what routing does, on three simulated nodes or, if there are any, on your own.
+
+    With no node configured three simulated Ollama nodes are started on this machine: real
+    HTTP, no GPU, nothing to download. With nodes configured only harmless things are done.
+
+    Exit code: 0 if everything held that is claimed, else 1.
+    """
+    from hydra_llm.cli.demo import run_demo
+
+    with told_in_one_line(debug=debug):
+        held = run_demo(nodes=node, speed=speed, as_json=as_json)
+        if not held:
+            raise typer.Exit(NOBODY)

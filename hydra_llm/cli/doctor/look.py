@@ -1,0 +1,66 @@
+"""Gathers what the checks judge by; the only part of the doctor that touches the world."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+from hydra_llm.cli.doctor.finding import Finding, Look
+from hydra_llm.config import HydraSettings
+from hydra_llm.exceptions import ConfigurationError
+from hydra_llm.types import Node
+
+
+def settings_problems(error: ConfigurationError) -> list[Finding]:
+    """A finding for each line of a settings error: nothing else can be looked at then."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    if len(lines) > 1 and lines[0].endswith("problems in the settings:"):
+        lines = lines[1:]
+    return [
+        Finding(
+            level="problem",
+            check="settings",
+            says=line,
+            do="mend it; the nodes are looked at once the settings can be read",
+        )
+        for line in lines
+    ]
+
+
+def look_at(settings: HydraSettings) -> Look:
+    """Ask every node once."""
+    from hydra_llm.router import Router  # takes its time; a wrong setting needs none of it
+
+    with Router(settings=settings) as router:
+        nodes = router.refresh()
+    return Look(
+        settings=settings,
+        nodes=nodes,
+        addresses={node.id: _listener_of(node.node) for node in nodes if node.health == "up"},
+        gpu_extra_installed=find_spec("pynvml") is not None,
+    )
+
+
+def _listener_of(node: Node) -> str:
+    """Address and port behind a node's name; all addresses of this machine are one."""
+    split = urlsplit(node.url)
+    try:
+        found = socket.getaddrinfo(node.host, split.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return split.netloc + split.path
+    family, _, _, _, address = found[0]
+    host = str(address[0])
+    if host.startswith("127.") or host == "::1" or _is_own(family, address):
+        host = "this machine"
+    return f"{host}:{split.port}{split.path}"
+
+
+def _is_own(family: int, address: tuple[object, ...]) -> bool:
+    # Connecting a datagram socket sends nothing: it asks the kernel for the way there, and
+    # to an own address that is the address itself.
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect(address)
+        return str(sock.getsockname()[0]) == str(address[0])
+    return False
