@@ -28,7 +28,8 @@ class CircuitBreaker:
 
     Args:
         failures: failures in a row that open it.
-        open_seconds: how long it stays open the first time; it doubles each time after.
+        open_seconds: how long it stays open the first time; it doubles each time after, and
+            each success while it is closed takes one doubling back.
         max_open_seconds: the longest it stays open.
         rng: for the jitter of ±20 %, so that several routers do not return at once.
     """
@@ -87,6 +88,7 @@ class CircuitBreaker:
             return False
         self._failures = 0
         if self._retry_at is None:
+            self._times_opened = max(0, self._times_opened - 1)
             return False
         self._close()
         return True
@@ -115,7 +117,9 @@ class CircuitBreaker:
         self._times_opened = 0
 
     def _open(self, now: float, reason: str) -> None:
-        base = min(self._open_seconds * 2**self._times_opened, self._max_open_seconds)
+        # A node can be away for weeks: 2 ** 1024 would be no float any more.
+        doubled = self._open_seconds * 2 ** min(self._times_opened, 60)
+        base = min(doubled, self._max_open_seconds)
         self._retry_at = now + base * self._rng.uniform(0.8, 1.2)
         self._times_opened += 1
         self._probe_out = False
