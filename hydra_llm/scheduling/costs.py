@@ -103,7 +103,7 @@ def at_least(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
     """
     A bound that the terms below never undercut, cheap enough to skip most cold nodes.
 
-    Loading, and decoding as if all of the model lay in GPU memory. 0 for a node that has
+    Loading, and decoding as if all of the model lay in the fastest memory. 0 for a node that has
     the model, or is just getting it.
     """
     model = request.model
@@ -113,7 +113,11 @@ def at_least(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
     if speed is not None and speed.decode_seconds_per_token is not None:
         per_token = speed.decode_seconds_per_token
     else:
-        rate = node.bytes_per_second or moment.prices.gpu_bytes_per_second
+        prices = moment.prices
+        # A GPU may turn out slower than a CPU is taken to be.
+        rate = max(
+            node.bytes_per_second or prices.gpu_bytes_per_second, prices.cpu_bytes_per_second
+        )
         per_token = node.installed[model].size_bytes / rate
     tokens = moment.output_tokens(request)
     if request.interactive:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra_llm.exceptions import NoEligibleNodeError
 from hydra_llm.scheduling.scheduler import Choice
-from hydra_llm.types import Attempt, Candidate, Rejection
+from hydra_llm.types import Attempt, Candidate, Rejection, masked_url
 
 KEYS = (
     "model",
@@ -50,7 +50,8 @@ class RoutingDecision(Mapping[str, Any]):
         actual: Mapping[str, float] | None = None,
     ) -> None:
         self.model = model
-        self.requested_node = requested_node
+        # It may be a URL with a password in it, and this goes into answers and logs.
+        self.requested_node = None if requested_node is None else masked_url(requested_node)
         self.attempts = attempts
         self._choice = choice
         self._refusal = refusal

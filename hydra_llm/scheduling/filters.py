@@ -6,11 +6,12 @@ so that errors, ``router.explain()`` and dashboards can count them.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from hydra_llm.scheduling.memory import memory_need_bytes
 from hydra_llm.scheduling.moment import Moment
-from hydra_llm.types import GB, InferenceRequest, NodeSnapshot, Rejection
+from hydra_llm.types import GB, InferenceRequest, NodeSnapshot, Rejection, masked_url
 
 
 class Filter(Protocol):
@@ -131,7 +132,7 @@ def is_pinned_elsewhere(
     """Reject every node but the one that ``node_id`` names."""
     if request.node_id is None or node.node.answers_to(request.node_id):
         return None
-    return Rejection(node.id, PINNED_ELSEWHERE, f"node_id={request.node_id!r}")
+    return Rejection(node.id, PINNED_ELSEWHERE, f"node_id={masked_url(request.node_id)!r}")
 
 
 def vram_available_to(request: InferenceRequest, node: NodeSnapshot) -> int | None:
@@ -140,7 +141,10 @@ def vram_available_to(request: InferenceRequest, node: NodeSnapshot) -> int | No
     if free is None:
         return None
     own = node.loaded.get(request.model)
-    return free + (own.size_vram_bytes if own is not None else 0)
+    # What a pending load is about to push out counts as free already.
+    if own is None or request.model in node.leaving:
+        return free
+    return free + own.size_vram_bytes
 
 
 def figure(size_bytes: int | None) -> str:
@@ -197,7 +201,9 @@ def cannot_load(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -
         return None
     retry_at = node.load_retry_at.get(model)
     if retry_at is not None and moment.now < retry_at:
-        return Rejection(node.id, LOAD_CIRCUIT_OPEN, f"next try in {retry_at - moment.now:.0f} s")
+        left = retry_at - moment.now
+        when = f"next try in {left:.0f} s" if math.isfinite(left) else "a try is under way"
+        return Rejection(node.id, LOAD_CIRCUIT_OPEN, when)
     if node.load_path_stuck:
         return Rejection(node.id, LOAD_PATH_STUCK, "loads hang there; what is loaded still works")
     fit = moment.fit(request, node)

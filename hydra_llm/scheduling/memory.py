@@ -151,12 +151,15 @@ def _fit_of_a_load(
 ) -> Fit:
     need = memory_need_bytes(request, node, moment)
     free = node.free_vram_bytes
-    # Its own old runner goes first: a reload gives back what that one held.
-    own = (runner.name,) if runner is not None else ()
+    # Its own old runner goes first, or the one just being loaded with other options: a
+    # reload gives back what that one held. What is leaving anyway counts as free already.
+    old = [r.reserved_bytes for r in node.running if r.loading and r.model == request.model]
+    if runner is not None and runner.name not in node.leaving:
+        old.append(runner.size_vram_bytes)
+    own = (request.model,) if old else ()
     if free is None:
         return Fit("unknown", need, own)
-    if runner is not None:
-        free += runner.size_vram_bytes
+    free += sum(old)
     pending = [r for r in node.running if r.loading and r.model != request.model]
     others = [m for m in node.loaded.values() if m.name != request.model]
     others = [m for m in others if m.name not in node.leaving]
@@ -167,12 +170,14 @@ def _fit_of_a_load(
     # A model that is still being loaded here stands in line as the last possible victim.
     coming = [(r.model, r.reserved_bytes) for r in pending]
     line = [(m.name, m.size_vram_bytes) for m in others] + coming
-    while line and (need > FURTHER_MODEL_SHARE * free or len(line) >= limit):
+    # Without a GPU Ollama >= 0.30 asks for no memory, only counts models.
+    has_gpu = node.total_vram_bytes != 0
+    while line and (len(line) >= limit or (has_gpu and need > FURTHER_MODEL_SHARE * free)):
         name, size = line.pop(0)
         victims.append(name)
         free += size
     margin = 0 if line else FIRST_MODEL_MARGIN_BYTES
-    if line or need + margin <= free:
+    if has_gpu and (line or need + margin <= free):
         return Fit("evicts" if victims else "fits", need, tuple(victims))
     cpu_share = min(1.0, max(0.0, (need + margin - free) / need)) if need else 0.0
     if node.ram_bytes is not None and need - free > node.ram_bytes:

@@ -16,7 +16,7 @@ from hydra_llm.scheduling import costs, filters
 from hydra_llm.scheduling.costs import COST_TERMS, CostTerm
 from hydra_llm.scheduling.filters import Filter, figure, filters_for, vram_available_to
 from hydra_llm.scheduling.moment import Moment
-from hydra_llm.types import Candidate, InferenceRequest, NodeSnapshot, Rejection
+from hydra_llm.types import Candidate, InferenceRequest, NodeSnapshot, Rejection, masked_url
 
 NEAR_TIE_SHARE = 0.05
 NEAR_TIE_SECONDS = 0.05
@@ -60,8 +60,7 @@ class Choice:
     def candidate(self, node: NodeSnapshot) -> Candidate:
         """One eligible node with all its costs."""
         values = {
-            name: max(0.0, float(term(self.request, node, self.moment)))
-            for name, term in self.terms.items()
+            name: float(term(self.request, node, self.moment)) for name, term in self.terms.items()
         }
         return Candidate(
             node_id=node.id,
@@ -98,8 +97,11 @@ class Scheduler:
         costs: Mapping[str, CostTerm] | None = None,
     ) -> None:
         self._extra_filters = tuple(filters)
-        self._terms: dict[str, CostTerm] = {**COST_TERMS, **(costs or {})}
+        own = {name: _never_negative(term) for name, term in (costs or {}).items()}
+        self._terms: dict[str, CostTerm] = {**COST_TERMS, **own}
         self._term_list = tuple(self._terms.values())
+        # The cheap bound is one on our own terms.
+        self._has_bound = not own.keys() & {"load", "decode"}
 
     def term(self, name: str) -> CostTerm:
         """One of its cost terms."""
@@ -161,8 +163,9 @@ class Scheduler:
         cold = [node for node in eligible if model not in node.loaded]
         warm = [node for node in eligible if model in node.loaded] if cold else eligible
         for group in (warm, cold):
+            is_bounded = group is cold and self._has_bound
             for node in group:
-                if group is cold and at_least(request, node, moment) > bar:
+                if is_bounded and at_least(request, node, moment) > bar:
                     continue
                 total = 0.0
                 for term in terms:
@@ -264,8 +267,6 @@ def _without_pin(
     wanted = request.node_id or ""
     pinned = next((node for node in nodes if node.node.answers_to(wanted)), None)
     if pinned is None:
-        from hydra_llm.types import masked_url
-
         known = ", ".join(node.id for node in nodes)
         why = f"node_id {masked_url(wanted)!r} is no configured node ({known})"
     else:
@@ -297,6 +298,16 @@ def _sift(
         else:
             eligible.append(node)
     return eligible, rejections
+
+
+def _never_negative(term: CostTerm) -> CostTerm:
+    """A plug-in's term, held to its promise: the pick stops adding once a node is beaten."""
+
+    def checked(request: InferenceRequest, node: NodeSnapshot, moment: Moment, /) -> float:
+        # In this order NaN becomes 0.
+        return max(0.0, float(term(request, node, moment)))
+
+    return checked
 
 
 def has_room(request: InferenceRequest, node: NodeSnapshot) -> bool:
@@ -337,7 +348,7 @@ def _nobody(
     elif request.node_id is not None:
         pinned = [r for r in first if r.reason != filters.PINNED_ELSEWHERE]
         why = "; ".join(f"{r.node_id}: {r.reason}" for r in pinned) or "no such node"
-        message += f" (node_id={request.node_id!r}: {why})"
+        message += f" (node_id={masked_url(request.node_id)!r}: {why})"
     elif rejections and all(r.reason == filters.MODEL_MISSING for r in rejections):
         message += f"; try 'ollama pull {request.model}' on one of them"
     return NoEligibleNodeError(message, model=request.model, rejections=rejections)
