@@ -8,6 +8,7 @@ done after the lock is free.
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,6 @@ from hydra_llm.events import (
     NodeHealthChanged,
 )
 from hydra_llm.exceptions import (
-    HydraError,
     ModelLoadError,
     ModelNotFoundError,
     NodeAuthError,
@@ -49,6 +49,8 @@ from hydra_llm.types import (
     Placement,
     Usage,
 )
+
+log = logging.getLogger("hydra_llm")
 
 Choose = Callable[
     [InferenceRequest, Sequence[NodeSnapshot], Mapping[str, Demand], float, int], Placement
@@ -106,19 +108,30 @@ class Cluster:
     def _books(self) -> Iterator[float]:
         """The lock, with the time; what happened meanwhile is told after it is free."""
         resolved: list[Waiter] = []
-        with self._lock:
-            now = self._clock()
-            try:
-                yield now
-            finally:
-                if len(self._line):
-                    resolved = self._serve_line(now)
-                events, self._outbox = self._outbox, []
-        for waiter in resolved:
-            waiter.notify()
-        if self._on_event is not None:
+        events: list[Event] = []
+        try:
+            with self._lock:
+                now = self._clock()
+                try:
+                    yield now
+                finally:
+                    if len(self._line):
+                        resolved = self._serve_line(now)
+                    events, self._outbox = self._outbox, []
+        finally:
+            # Even if this caller is refused: the others' turn may have come.
+            for waiter in resolved:
+                waiter.notify()
             for event in events:
-                self._on_event(event)
+                self._announce(event)
+
+    def _announce(self, event: Event) -> None:
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception:  # a listener's mistake must not cost a request its lease
+            log.exception("on_event failed for %s", event)
 
     def _publish(self, record: NodeRecord) -> None:
         self._snapshots[record.node.id] = record.snapshot()
@@ -205,26 +218,36 @@ class Cluster:
     def _serve_line(self, now: float) -> list[Waiter]:
         """Grant what can be granted, the most urgent first; those no longer waiting."""
         resolved: list[Waiter] = []
+        # A grant may change what is best for one passed over before: go round until none is.
+        while found := self._go_down_the_line(now):
+            resolved += found
+        return resolved
+
+    def _go_down_the_line(self, now: float) -> list[Waiter]:
+        resolved: list[Waiter] = []
         ahead: dict[str, int] = {}
-        without_room: set[tuple[object, ...]] = set()
+        passed_over: dict[tuple[object, ...], int] = {}
         for waiter in self._line.in_order(now):
-            model = waiter.request.model
-            # Where one of a kind finds no room, the next of that kind finds none either.
-            if waiter.kind in without_room:
-                ahead[model] += 1
-                continue
-            try:
-                lease = self._try_lease(waiter.request, now, ahead.get(model, 0))
-            except HydraError as error:
-                waiter.error, waiter.state = error, "refused"
-            else:
-                if lease is None:
-                    without_room.add(waiter.kind)
-                    ahead[model] = ahead.get(model, 0) + 1
-                    continue
+            request = waiter.request_at(now)
+            model = request.model
+            kind = (*waiter.kind, request.priority)
+            before = passed_over.get(kind, 0)
+            # Where one of a kind finds no room the next seldom does, unless it has so many
+            # ahead of it that another node is sooner: look at the 1st, 2nd, 3rd, 5th, 9th ...
+            lease = None
+            if before & (before - 1) == 0:
+                try:
+                    lease = self._try_lease(request, now, ahead.get(model, 0))
+                except Exception as error:  # a plug-in's too: it is this waiter's alone
+                    waiter.error, waiter.state = error, "refused"
+            if lease is not None:
                 waiter.lease, waiter.state = lease, "granted"
-            self._line.remove(waiter)
-            resolved.append(waiter)
+            if waiter.state == "waiting":
+                passed_over[kind] = before + 1
+                ahead[model] = ahead.get(model, 0) + 1
+            else:
+                self._line.remove(waiter)
+                resolved.append(waiter)
         return resolved
 
     def _try_lease(self, request: InferenceRequest, now: float, ahead: int) -> Lease | None:
@@ -234,8 +257,12 @@ class Cluster:
         record = self._records[placement.node_id]
         peers = sum(1 for held in record.leases.values() if held.request.model == request.model)
         generation = record.breaker.begin(now)
-        if placement.causes_load and request.model in record.load_breakers:
-            record.load_breakers[request.model].begin(now)
+        load_breaker = record.load_breakers.get(request.model)
+        load_generation = 0
+        if load_breaker is not None:
+            load_generation = (
+                load_breaker.begin(now) if placement.causes_load else load_breaker.generation
+            )
         lease = Lease(
             lease_id=next(self._ids),
             request=request,
@@ -243,6 +270,7 @@ class Cluster:
             started_at=now,
             ttl=self._rules.lease_ttl,
             breaker_generation=generation,
+            load_generation=load_generation,
             peers=peers,
         )
         record.leases[lease.id] = lease
@@ -270,9 +298,14 @@ class Cluster:
             )
             record.assume_loaded(lease, now)
             record.load_stuck_at = None
-            breaker = record.load_breakers.pop(lease.request.model, None)
-            if breaker is not None and not breaker.is_closed:
-                self._tell(CircuitClosed(at=now, node_id=lease.node_id, model=lease.request.model))
+            breaker = record.load_breakers.get(lease.request.model)
+            if breaker is not None:
+                if not breaker.is_closed:
+                    self._tell(
+                        CircuitClosed(at=now, node_id=lease.node_id, model=lease.request.model)
+                    )
+                # Kept, not dropped: results of older loads must not meet a fresh circuit.
+                breaker.reset()
             self._cache_index.forget(lease.node_id, lease.request.model)
             self._publish(record)
             self._count_warm_nodes()
@@ -291,8 +324,7 @@ class Cluster:
         del record.leases[lease.id]
         record.breaker.abandon(lease.breaker_generation)
         if lease.running.loading and lease.request.model in record.load_breakers:
-            breaker = record.load_breakers[lease.request.model]
-            breaker.abandon(breaker.generation)
+            record.load_breakers[lease.request.model].abandon(lease.load_generation)
         self._publish(record)
         return True
 
@@ -306,7 +338,7 @@ class Cluster:
                 self._tell(CircuitClosed(at=now, node_id=lease.node_id))
                 self._slow_start(record, now)
             if usage is not None:
-                self._learn(record, lease, usage)
+                self._learn(record, lease, usage, knows_prompt=bool(chain))
             self._cache_index.remember(lease.request.model, lease.node_id, chain)
             if not self._end(lease, "released", now):
                 self._publish(record)
@@ -316,18 +348,19 @@ class Cluster:
         record.penalty_seconds = min(1.0, self._rules.slow_start_seconds / 30.0)
         record.penalty_at = now
 
-    def _learn(self, record: NodeRecord, lease: Lease, usage: Usage) -> None:
+    def _learn(self, record: NodeRecord, lease: Lease, usage: Usage, *, knows_prompt: bool) -> None:
         model = lease.request.model
         loaded = record.loaded.get(model)
         installed = record.installed.get(model)
         others = any(held.id != lease.id for held in record.leases.values())
-        cached = lease.request.cached_tokens
+        cached = lease.request.cached_tokens.get(record.node.id, 0) if knows_prompt else None
         record.learner.learn(
             model,
             usage,
             caused_load=lease.placement.causes_load,
-            # After a load the cache is empty for certain; else we only know our own share.
-            cached_tokens=0 if lease.placement.causes_load else cached.get(record.node.id, 0),
+            # After a load the cache is empty for certain; else we only know our own share,
+            # and that of a prompt which was looked up.
+            cached_tokens=0 if lease.placement.causes_load else cached,
             alone=not others and lease.peers == 0,
             peers=lease.peers,
             size_bytes=installed.size_bytes if installed else 0,
@@ -373,11 +406,13 @@ class Cluster:
     def _load_failed(self, record: NodeRecord, lease: Lease, error: NodeError, now: float) -> None:
         model = lease.request.model
         breaker = record.load_breaker(model)
-        if breaker.fail(breaker.generation, now, error.cause):
+        # Of all that waited for one load only the first counts: it failed once.
+        if breaker.fail(lease.load_generation, now, error.cause):
             self._tell(
                 CircuitOpened(at=now, node_id=record.node.id, model=model, reason=error.cause)
             )
         record.loaded.pop(model, None)
+        self._count_warm_nodes()
 
     def _strike(self, record: NodeRecord, lease: Lease, error: NodeError, now: float) -> None:
         record.add_penalty(now)

@@ -26,6 +26,7 @@ class Lease:
         "expires_at",
         "first_byte_at",
         "id",
+        "load_generation",
         "peers",
         "placement",
         "request",
@@ -43,6 +44,7 @@ class Lease:
         started_at: float,
         ttl: float,
         breaker_generation: int,
+        load_generation: int,
         peers: int,
     ) -> None:
         self.id = lease_id
@@ -50,6 +52,7 @@ class Lease:
         self.placement = placement
         self.started_at = started_at
         self.breaker_generation = breaker_generation
+        self.load_generation = load_generation
         self.peers = peers
         """Requests for the same model that were on the node when this one came."""
         self.first_byte_at: float | None = None

@@ -13,14 +13,16 @@ request that waits for a load there goes on blocking others after its client has
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from hydra_llm.cluster.lease import Lease
-from hydra_llm.exceptions import HydraError
 from hydra_llm.types import InferenceRequest
 
 AGEING_SECONDS = 15.0
 """Waiting this long counts as one step of priority: nobody starves."""
+
+HIGHEST_PRIORITY = 10
 
 
 class Waiter:
@@ -38,18 +40,32 @@ class Waiter:
             request.min_vram_bytes,
             request.exclude_nodes,
             request.require_labels,
+            request.prefer_labels,
+            request.capabilities,
+            request.deadline_seconds and request.submitted_at + request.deadline_seconds,
             request.tried,
-            request.priority,
         )
-        """Requests of one kind find room on the same nodes."""
+        """Requests of one kind and priority mostly find room on the same nodes."""
         self.state: Literal["waiting", "granted", "refused", "withdrawn"] = "waiting"
         self.lease: Lease | None = None
-        self.error: HydraError | None = None
+        self.error: Exception | None = None
         self._callbacks: list[Callable[[], None]] = []
 
     def urgency(self, now: float) -> float:
         """Its priority, raised by how long it has waited."""
         return self.request.priority + (now - self.since) / AGEING_SECONDS
+
+    def request_at(self, now: float) -> InferenceRequest:
+        """
+        The request with the priority that it has by now.
+
+        Being first is not enough: a low priority finds no room on a runner that higher
+        ones keep just above its slots.
+        """
+        priority = min(HIGHEST_PRIORITY, int(self.urgency(now)))
+        if priority <= self.request.priority:
+            return self.request
+        return replace(self.request, priority=priority)
 
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called once it no longer waits; at once if that is so already."""
