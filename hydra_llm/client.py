@@ -27,7 +27,7 @@ import ollama
 from pydantic import BaseModel, PlainSerializer
 
 from hydra_llm.config import HydraSettings
-from hydra_llm.dispatch import Dispatch
+from hydra_llm.dispatch import Dispatch, encode
 from hydra_llm.exceptions import (
     ConfigurationError,
     NodeError,
@@ -253,34 +253,34 @@ class Client(ollama.Client):
         raise _not_about_nodes("web_fetch")
 
     def _send(
-        self,
-        words: Mapping[str, Any],
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
-        stream: bool,
+        self, words: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> httpx.Response:
-        client: httpx.Client = self._client
-        request = client.build_request(
-            *args, **keywords, extensions=_extensions(client, words, keywords)
-        )
+        # Straight to the transport: what httpx's client adds (cookies, redirects, its own
+        # hooks) is of no use here and takes longer than choosing the node.
+        request = _request(self._client, words, method, path, **body)
         try:
-            return client.send(request, stream=stream)
+            return self._transport.handle_request(request)
         except NoEligibleNodeError as exc:
             raise _translated(exc) from exc.__cause__
 
     def _parts(
-        self, cls: Any, words: Mapping[str, Any], args: tuple[Any, ...], keywords: dict[str, Any]
+        self, cls: Any, words: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> Iterator[Any]:
         cls = _ROUTED.get(cls, cls)
-        response = self._send(words, args, keywords, stream=True)
+        response = self._send(words, method, path, **body)
         try:
             if response.status_code >= 400:
                 response.read()
                 raise ollama.ResponseError(response.text, response.status_code)
             dispatch = response.extensions.get(DISPATCH_EXTENSION)
-            for line in response.iter_lines():
-                if line:
-                    yield cls(**_part(dispatch, line))
+            rest = b""
+            for data in response.iter_bytes():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if line:
+                        yield cls(**_part(dispatch, line))
+            if rest:
+                yield cls(**_part(dispatch, rest))
         finally:
             response.close()
 
@@ -334,34 +334,32 @@ class AsyncClient(ollama.AsyncClient):
         raise _not_about_nodes("web_fetch")
 
     async def _send(
-        self,
-        words: Mapping[str, Any],
-        args: tuple[Any, ...],
-        keywords: dict[str, Any],
-        stream: bool,
+        self, words: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> httpx.Response:
-        client: httpx.AsyncClient = self._client
-        request = client.build_request(
-            *args, **keywords, extensions=_extensions(client, words, keywords)
-        )
+        request = _request(self._client, words, method, path, **body)
         try:
-            return await client.send(request, stream=stream)
+            return await self._transport.handle_async_request(request)
         except NoEligibleNodeError as exc:
             raise _translated(exc) from exc.__cause__
 
     async def _parts(
-        self, cls: Any, words: Mapping[str, Any], args: tuple[Any, ...], keywords: dict[str, Any]
+        self, cls: Any, words: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> AsyncIterator[Any]:
         cls = _ROUTED.get(cls, cls)
-        response = await self._send(words, args, keywords, stream=True)
+        response = await self._send(words, method, path, **body)
         try:
             if response.status_code >= 400:
                 await response.aread()
                 raise ollama.ResponseError(response.text, response.status_code)
             dispatch = response.extensions.get(DISPATCH_EXTENSION)
-            async for line in response.aiter_lines():
-                if line:
-                    yield cls(**_part(dispatch, line))
+            rest = b""
+            async for data in response.aiter_bytes():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    if line:
+                        yield cls(**_part(dispatch, line))
+            if rest:
+                yield cls(**_part(dispatch, rest))
         finally:
             await response.aclose()
 
@@ -381,14 +379,15 @@ class _BoundClient(ollama.Client):
         self._words = words
 
     def _request_raw(self, *args: Any, **keywords: Any) -> Any:
-        response = self._hydra._send(self._words, args, keywords, stream=False)
+        response = self._hydra._send(self._words, *args, **keywords)
+        response.read()
         if response.status_code >= 400:
             raise ollama.ResponseError(response.text, response.status_code)
         return response
 
     def _request(self, cls: Any, *args: Any, stream: bool = False, **keywords: Any) -> Any:
         if stream:
-            return self._hydra._parts(cls, self._words, args, keywords)
+            return self._hydra._parts(cls, self._words, *args, **keywords)
         return _parsed(cls, self._request_raw(*args, **keywords))
 
 
@@ -401,14 +400,15 @@ class _BoundAsyncClient(ollama.AsyncClient):
         self._words = words
 
     async def _request_raw(self, *args: Any, **keywords: Any) -> Any:
-        response = await self._hydra._send(self._words, args, keywords, stream=False)
+        response = await self._hydra._send(self._words, *args, **keywords)
+        await response.aread()
         if response.status_code >= 400:
             raise ollama.ResponseError(response.text, response.status_code)
         return response
 
     async def _request(self, cls: Any, *args: Any, stream: bool = False, **keywords: Any) -> Any:
         if stream:
-            return self._hydra._parts(cls, self._words, args, keywords)
+            return self._hydra._parts(cls, self._words, *args, **keywords)
         return _parsed(cls, await self._request_raw(*args, **keywords))
 
 
@@ -427,19 +427,30 @@ def _not_about_nodes(verb: str) -> ConfigurationError:
     return ConfigurationError(f"{verb} asks ollama.com, not a node: use ollama.Client for it")
 
 
-def _extensions(
+@functools.lru_cache(maxsize=256)
+def _url(path: str) -> httpx.URL:
+    return httpx.URL("http://hydra" + path)
+
+
+def _request(
     client: httpx.Client | httpx.AsyncClient,
     words: Mapping[str, Any],
-    keywords: Mapping[str, Any],
-) -> dict[str, Any]:
-    # Naming extensions makes httpx leave out its own.
+    method: str,
+    path: str,
+    *,
+    json: Mapping[str, Any] | None = None,
+    content: Any = None,
+) -> httpx.Request:
     extensions: dict[str, Any] = {"timeout": client.timeout.as_dict(), WORDS_EXTENSION: words}
-    if isinstance(keywords.get("json"), dict):
-        extensions[PAYLOAD_EXTENSION] = keywords["json"]
-    return extensions
+    if json is not None:
+        extensions[PAYLOAD_EXTENSION] = json
+        content = encode(json)
+    return httpx.Request(
+        method, _url(path), headers=client.headers, content=content, extensions=extensions
+    )
 
 
-def _part(dispatch: Dispatch | None, line: str) -> dict[str, Any]:
+def _part(dispatch: Dispatch | None, line: bytes) -> dict[str, Any]:
     part: dict[str, Any] = json.loads(line)
     if dispatch is not None and part.get("done") is True:
         part.update(_facts(dispatch.decision()))

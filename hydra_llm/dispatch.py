@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from hydra_llm.router import Router
 
 _NOT_PASSED_ON = frozenset(
-    {b"host", b"authorization", b"content-length", b"transfer-encoding", b"connection"}
+    {
+        b"host",
+        b"authorization",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        # Answers are read on their way; Ollama compresses nothing by itself.
+        b"accept-encoding",
+    }
 )
 _PREFIX = HEADER_PREFIX.encode()
 
@@ -412,7 +420,7 @@ def outgoing_request(
     url, host = _target(node.url, incoming.url.raw_path)
     own = [(name.encode(), value.encode()) for name, value in (node.headers or {}).items()]
     own_names = {name.lower() for name, _ in own}
-    headers = [(b"Host", host)]
+    headers = [(b"Host", host), (b"Accept-Encoding", b"identity")]
     for name, value in incoming.headers.raw:
         lower = name.lower()
         if lower in _NOT_PASSED_ON or lower in own_names or lower.startswith(_PREFIX):

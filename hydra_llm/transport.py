@@ -596,6 +596,12 @@ def _has_json_body(request: httpx.Request) -> bool:
 
 
 def _check_content_type(node: Node, response: httpx.Response) -> None:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise NodeProtocolError(
+            f"{node.id} compressed its answer unasked; switch that off in the proxy before it",
+            node_id=node.id,
+            node_url=node.url,
+        )
     kind = response.headers.get("content-type", "")
     if kind and not any(word in kind for word in ("json", "event-stream")):
         raise NodeProtocolError(

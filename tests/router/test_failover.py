@@ -190,9 +190,8 @@ def test_a_required_pin_does_not_move_when_its_node_dies(
 def test_the_callers_own_mistake_comes_straight_back_and_blames_nobody(
     cluster: SimulatedCluster, router: Router
 ) -> None:
-    with Client(router=router) as client:
-        with pytest.raises(ollama.ResponseError) as caught:
-            client.chat(MODEL, MESSAGES, keep_alive="5 apples")
+    with Client(router=router) as client, pytest.raises(ollama.ResponseError) as caught:
+        client.chat(MODEL, MESSAGES, keep_alive="5 apples")
 
     assert caught.value.status_code == 400
     assert "time: unknown unit" in caught.value.error

@@ -64,9 +64,9 @@ def test_only_the_last_part_of_a_stream_carries_the_decision(router: Router) -> 
         parts = list(client.chat(MODEL, MESSAGES, stream=True))
 
     assert all(isinstance(part, ollama.ChatResponse) for part in parts)
-    assert [part.routing_decision is not None for part in parts] == [False] * (
-        len(parts) - 1
-    ) + [True]
+    assert [part.routing_decision is not None for part in parts] == [False] * (len(parts) - 1) + [
+        True
+    ]
     assert parts[-1]["routing_decision"]["actual"]["total"] > 0
 
 
@@ -131,7 +131,11 @@ def test_a_different_context_goes_to_the_node_whose_runner_has_it(
 
 def test_name_forms_are_one_model(router: Router, cluster: SimulatedCluster) -> None:
     with Client(router=router) as client:
-        for name in ("LLAMA3.2:3b", "library/llama3.2:3b", "registry.ollama.ai/library/llama3.2:3b"):
+        for name in (
+            "LLAMA3.2:3b",
+            "library/llama3.2:3b",
+            "registry.ollama.ai/library/llama3.2:3b",
+        ):
             assert client.chat(name, MESSAGES).model == name
 
     assert sum(node.load_count for node in cluster) == 0
@@ -156,7 +160,9 @@ def test_explain_sends_nothing_and_says_when_nobody_can(
 
     assert decision.selected_node is None
     assert "0/3 nodes can take" in decision.reason
-    assert not any(r.method == "POST" and r.path == "/api/chat" for n in cluster for r in n.requests)
+    assert not any(
+        r.method == "POST" and r.path == "/api/chat" for n in cluster for r in n.requests
+    )
 
 
 def test_a_returning_node_serves_again_within_two_probe_intervals(

@@ -1,0 +1,97 @@
+"""Nodes and requests with only what a test is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra_llm.types import (
+    GB,
+    InferenceRequest,
+    InstalledModel,
+    LoadedModel,
+    Node,
+    NodeSnapshot,
+    RunningRequest,
+    canonical_model_name,
+)
+
+LLAMA = "llama3.2:3b"
+BIG = "mistral-small:24b"
+
+SIZES_GB = {LLAMA: 2.0, "qwen3:8b": 5.2, "gemma3:12b": 8.1, BIG: 14.0}
+
+
+def installed(*names: str, **about: Any) -> dict[str, InstalledModel]:
+    """Models on a disk, 4 GB each unless they are known."""
+    return {
+        (name := canonical_model_name(given)): InstalledModel(
+            name=name,
+            digest=f"digest of {name}",
+            size_bytes=int(SIZES_GB.get(name, 4.0) * GB),
+            **{"context_length": 32_768, "kv_bytes_per_token": 65_536, **about},
+        )
+        for given in names
+    }
+
+
+def loaded(*names: str, context_length: int = 4096, **about: Any) -> dict[str, LoadedModel]:
+    """Runners, wholly on the GPU."""
+    found = {}
+    for given in names:
+        name = canonical_model_name(given)
+        size = int((SIZES_GB.get(name, 4.0) + 0.8) * GB)
+        found[name] = LoadedModel(
+            name=name,
+            **{
+                "size_bytes": size,
+                "size_vram_bytes": size,
+                "context_length": context_length,
+                **about,
+            },
+        )
+    return found
+
+
+def snapshot(
+    node_id: str = "a",
+    *,
+    models: tuple[str, ...] = (LLAMA,),
+    warm: tuple[str, ...] = (),
+    free_vram_gb: float | None = 20.0,
+    total_vram_gb: float | None = 24.0,
+    local: bool = False,
+    labels: tuple[str, ...] = (),
+    slots: int | None = None,
+    **state: Any,
+) -> NodeSnapshot:
+    """A healthy 24 GB node with 20 GB free, unless the test says otherwise."""
+    node = Node(f"http://{node_id}:11434", id=node_id, local=local, labels=labels, slots=slots)
+    return NodeSnapshot(
+        node=node,
+        **{
+            "health": "up",
+            "installed": installed(*models),
+            "loaded": loaded(*warm),
+            "total_vram_bytes": None if total_vram_gb is None else int(total_vram_gb * GB),
+            "measured_free_vram_bytes": None if free_vram_gb is None else int(free_vram_gb * GB),
+            **state,
+        },
+    )
+
+
+def request(model: str = LLAMA, **words: Any) -> InferenceRequest:
+    """A request for a model, in its canonical name."""
+    return InferenceRequest(model=canonical_model_name(model), **words)
+
+
+def running(model: str = LLAMA, *, seconds: float = 4.0, **about: Any) -> RunningRequest:
+    """A request of ours on a node, begun at 0."""
+    return RunningRequest(
+        **{
+            "lease_id": 1,
+            "model": canonical_model_name(model),
+            "started_at": 0.0,
+            "expected_seconds": seconds,
+            **about,
+        }
+    )
