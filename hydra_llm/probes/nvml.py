@@ -68,10 +68,11 @@ class NvmlReader:
 
     def read(self, now: float) -> tuple[tuple[Device, ...], tuple[str, ...]]:
         """The devices, and why there are fewer than one might expect. Never raises."""
-        if self._nvml is None and not self._start(now):
+        nvml = self._started(now) if self._nvml is None else self._nvml
+        if nvml is None:
             return (), self._reasons
         try:
-            count = int(self._nvml.nvmlDeviceGetCount())
+            count = int(nvml.nvmlDeviceGetCount())
         except Exception as error:  # a driver that goes away raises whatever ctypes does
             # It may work again once it is started anew.
             self.close()
@@ -89,18 +90,19 @@ class NvmlReader:
             with suppress(Exception):
                 nvml.nvmlShutdown()
 
-    def _start(self, now: float) -> bool:
+    def _started(self, now: float) -> Any:
+        """The module, ready for use; None where it cannot be, for which there is a reason."""
         if now < self._retry_at:
-            return False
+            return None
         try:
             nvml = self._load()
             nvml.nvmlInit()
         except Exception as error:  # a foreign pynvml may raise anything on import
             self._retry_at = now + RETRY_SECONDS
             self._reasons = (f"NVML: {_meaning(error)}",)
-            return False
+            return None
         self._nvml = nvml
-        return True
+        return nvml
 
     # -------------------------------------------------------------- one GPU
 

@@ -1,0 +1,58 @@
+"""What ``/api/show`` told of models, for the whole fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from hydra_llm.types import InstalledModel
+
+__all__ = ["ShowCache"]
+
+SHOW_RETRY_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    told: InstalledModel | None = None
+    retry_at: float = float("-inf")
+
+
+class ShowCache:
+    """
+    What ``/api/show`` said of each model, by digest: a model is the same on every node.
+
+    A model that is being asked about, or that could not be, is left alone for a minute.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+
+    def claim(self, installed: Mapping[str, InstalledModel], now: float) -> InstalledModel | None:
+        """A model to ask about next; nobody else is given it for now."""
+        for model in installed.values():
+            entry = self._entries.setdefault(model.digest, _Entry())
+            if model.digest and entry.told is None and entry.retry_at <= now:
+                entry.retry_at = now + SHOW_RETRY_SECONDS
+                return model
+        return None
+
+    def put(self, model: InstalledModel) -> None:
+        """Keep what was learned."""
+        self._entries[model.digest] = _Entry(told=model)
+
+    def completed(self, installed: Mapping[str, InstalledModel]) -> dict[str, InstalledModel]:
+        """The models with all that is known of them."""
+        return {name: self._completed(model) for name, model in installed.items()}
+
+    def _completed(self, model: InstalledModel) -> InstalledModel:
+        entry = self._entries.get(model.digest)
+        if entry is None or entry.told is None:
+            return model
+        told = entry.told
+        return replace(
+            model,
+            capabilities=told.capabilities or model.capabilities,
+            context_length=told.context_length or model.context_length,
+            kv_bytes_per_token=told.kv_bytes_per_token,
+        )
