@@ -138,6 +138,11 @@ class NodeRecord:
         model = lease.request.model
         placement = lease.placement
         evicted = [self.loaded.pop(name) for name in placement.evicts if name in self.loaded]
+        seen = self.loaded.get(model)
+        if seen is not None:
+            # A probe saw it between its load and its first byte, and has counted it already.
+            self.loaded[model] = replace(seen, options=placement.options)
+            return
         if self.free_vram_bytes is not None:
             self.free_vram_bytes += sum(gone.size_vram_bytes for gone in evicted)
             in_vram = min(self.free_vram_bytes, placement.reserved_bytes)
