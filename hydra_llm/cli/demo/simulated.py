@@ -425,6 +425,7 @@ def _candidate_seconds(decision: RoutingDecision) -> float:
 
 def _available(stage: Stage, model: str) -> dict[str, float]:
     """GB of VRAM that each node has for a model, what it holds of it already included."""
+    stage.router.refresh()
     available = {}
     for node in stage.router.get_node_resources():
         own = sum(m["vram_gb"] for m in node["loaded_models"] if m["name"] == model)
