@@ -115,7 +115,8 @@ def nodes(
             print_json(router.get_node_resources())
         else:
             console = stdout()
-            console.print(watching.nodes_view(router.get_node_resources()))
+            nodes_now = router.get_node_resources()
+            console.print(watching.nodes_view(nodes_now, width=console.width))
 
 
 @app.command()

@@ -13,6 +13,8 @@ from rich.text import Text
 from hydra_llm.scheduling import RoutingDecision
 
 HEALTH_STYLES = {"up": "green", "down": "red", "misconfigured": "red", "unknown": "yellow"}
+ROOMY_WIDTH = 100
+"""Columns from which on a model's details stand beside its name, not under it."""
 NOTE_WIDTH = 26
 """Characters that the column of reasons should have, or the terms share one column."""
 
@@ -34,9 +36,10 @@ def plain_table(**about: Any) -> Table:
 # --------------------------------------------------------------------------- nodes
 
 
-def nodes_table(nodes: Sequence[Mapping[str, Any]]) -> RenderableType:
+def nodes_table(nodes: Sequence[Mapping[str, Any]], *, width: int = 80) -> RenderableType:
     """What ``router.get_node_resources()`` gives, a row a node."""
     table = plain_table()
+    between = "  " if width >= ROOMY_WIDTH else "\n"
     table.add_column("node", overflow="fold")
     table.add_column("health", overflow="fold")
     table.add_column("VRAM free", overflow="fold")
@@ -46,7 +49,7 @@ def nodes_table(nodes: Sequence[Mapping[str, Any]]) -> RenderableType:
         if number:
             table.add_row()
         table.add_row(
-            _name(node), _health(node), _vram(node), _loaded(node), str(node["in_flight"])
+            _name(node), _health(node), _vram(node), _loaded(node, between), str(node["in_flight"])
         )
     return table
 
@@ -113,10 +116,9 @@ def _vram(node: Mapping[str, Any]) -> Text:
         return Text("none, CPU only", style="yellow")
     if free is None:
         text = Text("unknown", style="yellow")
-        if total is not None:
-            text.append(f" of {total:.1f} GB", style="default")
-        else:
-            text.append("\nset vram_gb", style="dim")
+        # What its models were seen to hold is no more than a lower bound.
+        hint = f"{total:.1f} GB or more in all" if total is not None else "set vram_gb"
+        text.append(f"\n{hint}", style="dim")
         return text
     text = Text(f"{free:.1f}", style="bold")
     text.append(" GB" if total is None else f" of {total:.1f} GB", style="not bold")
@@ -125,7 +127,7 @@ def _vram(node: Mapping[str, Any]) -> Text:
     return text
 
 
-def _loaded(node: Mapping[str, Any]) -> Text:
+def _loaded(node: Mapping[str, Any], between: str) -> Text:
     if node["health"] != "up":
         return Text(node["health_reason"] or "no probe has come back yet", style="red")
     if not node["loaded_models"]:
@@ -135,7 +137,7 @@ def _loaded(node: Mapping[str, Any]) -> Text:
         if text:
             text.append("\n")
         text.append(model["name"])
-        text.append(f"  {_about_loaded(model)}", style="dim")
+        text.append(f"{between}{_about_loaded(model)}", style="dim")
     return text
 
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from hydra_llm.router import Router
 
 
-def nodes_view(nodes: Sequence[Mapping[str, Any]], *, ending: str = "") -> RenderableType:
+def nodes_view(
+    nodes: Sequence[Mapping[str, Any]], *, width: int = 80, ending: str = ""
+) -> RenderableType:
     """The table and a line that sums it up."""
     summary = nodes_summary(nodes)
     if ending:
         summary.append(ending, style="dim")
-    return Group(nodes_table(nodes), Text(), summary)
+    return Group(nodes_table(nodes, width=width), Text(), summary)
 
 
 def watch(
@@ -68,7 +70,8 @@ def _watch_live(
             if number:
                 sleep(interval_seconds)
                 router.refresh()
-            live.update(nodes_view(router.get_node_resources(), ending=ending), refresh=True)
+            view = nodes_view(router.get_node_resources(), width=console.width, ending=ending)
+            live.update(view, refresh=True)
 
 
 def _print_once(router: Router, console: Console, *, as_json: bool) -> None:
@@ -77,7 +80,7 @@ def _print_once(router: Router, console: Console, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(resources, ensure_ascii=False) + "\n")
         sys.stdout.flush()
     else:
-        console.print(nodes_view(resources), Text())
+        console.print(nodes_view(resources, width=console.width), Text())
 
 
 def _count(rounds: int | None) -> range | itertools.count[int]:

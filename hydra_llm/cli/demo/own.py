@@ -94,7 +94,7 @@ def routing_explained(play: Play) -> None:
     Nothing is sent: this is what 'hydra-llm explain' shows.
     """
     stage, model = play.stage, play.pick.name
-    stage.call("explain", model)
+    stage.call("router.explain", repr(model))
     plan = stage.router.explain(model)
     stage.decision(plan)
     accounted = {c.node_id for c in plan.candidates} | {r.node_id for r in plan.rejections}
@@ -102,7 +102,7 @@ def routing_explained(play: Play) -> None:
     stage.claim(
         "every node is a candidate or says why not",
         accounted == {node.id for node in nodes},
-        f"{len(plan.candidates)} candidates, {len(plan.rejections)} rejected",
+        f"{len(plan.candidates)} of {len(nodes)} can take it, {len(plan.rejections)} say why not",
     )
 
 
@@ -129,14 +129,17 @@ def one_short_chat(play: Play) -> None:
 
 
 def pinning(play: Play) -> None:
-    """Pins, without sending anything."""
+    """Pinned: node_id.
+
+    Nothing is sent.
+    """
     stage, model = play.stage, play.pick.name
     target = stage.router.explain(model).candidates[-1].node_id
-    stage.call("explain", model, node_id=target)
+    stage.call("router.explain", repr(model), node_id=target)
     plan = stage.router.explain(model, node_id=target)
     stage.decision(plan)
     stage.claim("a pin goes where it says", plan.selected_node == target, str(plan.selected_node))
-    stage.call("explain", model, node_id="no-such-node")
+    stage.call("router.explain", repr(model), node_id="no-such-node")
     plan = stage.router.explain(model, node_id="no-such-node")
     stage.decision(plan)
     stage.claim(
@@ -147,12 +150,12 @@ def pinning(play: Play) -> None:
 
 
 def vram_wanted(play: Play) -> None:
-    """More memory than anybody has, without sending anything."""
+    """More memory than anybody has."""
     stage, model = play.stage, play.pick.name
     nodes = stage.router.nodes()
     most = max((node.ram_bytes or 0) + (node.total_vram_bytes or 0) for node in nodes)
     wanted = max(1000, round(2 * most / GB))
-    stage.call("explain", model, min_vram_gb=wanted)
+    stage.call("router.explain", repr(model), min_vram_gb=wanted)
     plan = stage.router.explain(model, min_vram_gb=wanted)
     stage.decision(plan)
     stage.claim(

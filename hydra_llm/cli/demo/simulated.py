@@ -112,7 +112,7 @@ def _models_are_known(stage: Stage) -> bool:
 
 
 def automatic_routing(play: Play) -> None:
-    """Nobody names a node.
+    """Automatic routing.
 
     gaming has the model loaded; rack is faster but would have to load it; workstation is
     this machine but short of VRAM. The sum of the seconds decides.
@@ -128,7 +128,7 @@ def automatic_routing(play: Play) -> None:
         served == [decision.selected_node] and mine <= cheapest + max(0.05, 0.05 * cheapest),
         f"{', '.join(served)}, {took(decision)}",
     )
-    stage.call("explain", BIG)
+    stage.call("router.explain", repr(BIG))
     plan = stage.router.explain(BIG)
     stage.decision(plan)
     homes = [node.id for node in play.cluster if _has(stage, node.id, BIG)]
@@ -141,7 +141,7 @@ def automatic_routing(play: Play) -> None:
 
 
 def vram_wanted(play: Play) -> None:
-    """min_vram_gb: a wish, a wish too big, and one that cannot be.
+    """Memory wanted: min_vram_gb.
 
     Available is what is free, and what is loaded for this very model. If no node has as
     much, the best one that could run it is taken, with a warning; if none could even with
@@ -178,7 +178,10 @@ def vram_wanted(play: Play) -> None:
 
 
 def pinning(play: Play) -> None:
-    """node_id: a pin, a pin that leads nowhere, and a pin that must hold."""
+    """Pinned: node_id.
+
+    A pin, a pin that leads nowhere, and a pin that must hold.
+    """
     stage = play.stage
     free_choice = stage.router.explain(CHAT).selected_node
     pinned = "gaming" if free_choice != "gaming" else "rack"
@@ -208,9 +211,10 @@ def pinning(play: Play) -> None:
 
 
 def this_machine_first(play: Play) -> None:
-    """prefer_local: this machine is worth three seconds, or none.
+    """This machine first: prefer_local.
 
-    rack has the embedding model loaded, workstation would have to load it.
+    It is worth three seconds, or none. rack has the embedding model loaded, workstation would
+    have to load it.
     """
     stage = play.stage
     with stage.waiting("rack loads the embedding model ..."):
@@ -219,7 +223,7 @@ def this_machine_first(play: Play) -> None:
     outcomes = {}
     for preferred in (False, True):
         words: dict[str, Any] = {"prefer_local": preferred}
-        stage.call("embed", EMBEDDING, **words)
+        stage.call("client.embed", repr(EMBEDDING), "text", **words)
         before = play.served()
         with stage.waiting("embedding ..."):
             answer = stage.client.embed(EMBEDDING, "a note", **words)
@@ -243,13 +247,13 @@ def this_machine_first(play: Play) -> None:
 
 
 def priorities(play: Play) -> None:
-    """priority: who goes first when a node is busy.
+    """Under load: priority.
 
     All go to rack, which answers one at a time. A long request occupies it; four patient
     ones come, and four urgent ones after them.
     """
     stage = play.stage
-    stage.call("chat", CHAT, node_id="rack", pin="require", priority=f"{PATIENT} or {URGENT}")
+    stage.call("9 × client.chat", repr(CHAT), "messages", "node_id='rack'", "priority=...")
     with ThreadPoolExecutor(2 * OF_EACH + 1) as threads, stage.waiting("nine requests at once ..."):
         answered: list[_Answered] = []
 
@@ -322,7 +326,7 @@ def _kill_in_mid_stream(play: Play) -> None:
     play.cluster[victim].inject(TokenFault(after=12, times=1))
     stage.console.print()
     stage.say(f"{victim} will be killed after 12 tokens of the next answer.", "yellow")
-    stage.call("chat", CHAT, stream=True)
+    stage.call("client.chat", repr(CHAT), "messages", stream=True)
     asked, parts = play.asked(), 0
     text = ""
     error: HydraError | None = None

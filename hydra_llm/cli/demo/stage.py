@@ -85,17 +85,18 @@ class Stage:
 
     def nodes(self) -> None:
         """Show the nodes as they are now."""
-        self.console.print(nodes_view(self.router.get_node_resources()))
+        nodes = self.router.get_node_resources()
+        self.console.print(nodes_view(nodes, width=self.console.width))
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence or two."""
         self.console.print(Text(text, style=style))
 
-    def call(self, verb: str, model: str, **words: Any) -> None:
-        """The call as one would type it."""
-        said = "".join(f", {name}={value!r}" for name, value in words.items())
+    def call(self, verb: str, *arguments: str, **words: Any) -> None:
+        """The call as one would type it; arguments are shown as they are."""
+        said = [*arguments, *(f"{name}={value!r}" for name, value in words.items())]
         self.console.print()
-        self.console.print(Text(f"» client.{verb}({model!r}, ...{said})", style="bold cyan"))
+        self.console.print(Text(f"» {verb}({', '.join(said)})", style="bold cyan"))
 
     def decision(self, decision: RoutingDecision) -> None:
         """Who could have taken it for how many seconds, and why it went where it went."""
@@ -126,7 +127,7 @@ class Stage:
 
     def chat(self, model: str, *, tokens: int = ANSWER_TOKENS, **words: Any) -> ChatResponse:
         """One chat, and its decision with what then happened."""
-        self.call("chat", model, **words)
+        self.call("client.chat", repr(model), "messages", **words)
         with self.waiting(f"{model} is answering ..."):
             answer: ChatResponse = self.client.chat(
                 model, PROMPT, options={"num_predict": tokens}, **words
@@ -136,7 +137,7 @@ class Stage:
 
     def refused(self, model: str, **words: Any) -> HydraError | None:
         """One chat that should fail; None if it does not."""
-        self.call("chat", model, **words)
+        self.call("client.chat", repr(model), "messages", **words)
         try:
             self.client.chat(model, PROMPT, options={"num_predict": ANSWER_TOKENS}, **words)
         except HydraError as error:
@@ -184,8 +185,6 @@ def closing_table(result: Result) -> Table:
     story = ""
     for claim in result.claims:
         if claim.story != story:
-            if story:
-                table.add_row()
             story = claim.story
             table.add_row("", Text(story, style="bold"), "")
         mark = Text("✓", style="green") if claim.held else Text("✗", style="bold red")
@@ -196,7 +195,7 @@ def closing_table(result: Result) -> Table:
 def verdict(result: Result) -> Text:
     """``17 of 17 claims held, in 19 s``."""
     held = sum(1 for claim in result.claims if claim.held)
-    text = f"{held} of {len(result.claims)} claims held, in {result.seconds:.0f} s"
+    text = f"{held} of {len(result.claims)} claims held, in {in_words(result.seconds)}"
     return Text(text, style="bold green" if result.held else "bold red")
 
 

@@ -105,7 +105,8 @@ def nodes_answer(look: Look) -> Iterator[Finding]:
             level="problem",
             check="reachable",
             node_id=node.id,
-            says=f"{reason} ({node.node.url})",
+            # What a probe advises is said better below, for the command line.
+            says=f"{reason.partition(';')[0]}, at {node.node.url}",
             do=_remedy(node),
         )
 
@@ -386,13 +387,13 @@ def memory_is_known(look: Look) -> Iterator[Finding]:
 def _how_to_know(look: Look, node: NodeSnapshot) -> str:
     if node.node.local and not look.settings.vram_monitoring:
         return "set vram_monitoring to true: it is this machine, whose GPUs could be asked"
-    table = f'nodes = [{{url = "{node.node.url}", vram_gb = 24}}]'
-    told = f"tell it in hydra.toml, with the card's own size: {table}"
+    table = f'nodes = [{{url = "{node.node.url}", vram_gb = 24, vram_reserved_gb = 1}}]'
+    told = f"write the card's size, and what other programs hold, into hydra.toml: {table}"
     if node.node.local and not look.gpu_extra_installed:
         return f"for an NVIDIA card: pip install 'hydra-llm[gpu]'; or {told}"
     if node.node.exporter:
         return f"see whether {masked_url(node.node.exporter)} can be reached from here; or {told}"
-    return told + '; or run a GPU exporter there and name it with exporter = "http://..."'
+    return told
 
 
 # -------------------------------------------------------------------------- contexts
