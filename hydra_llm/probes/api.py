@@ -113,7 +113,8 @@ class NodeApi:
 
 async def _body(response: httpx.Response, path: str) -> bytes:
     received = bytearray()
-    async for part in response.aiter_raw():
+    assert isinstance(response.stream, httpx.AsyncByteStream)  # from an async transport
+    async for part in response.stream:
         received += part
         if len(received) > MAX_BODY_BYTES:
             size = MAX_BODY_BYTES >> 20
