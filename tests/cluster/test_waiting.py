@@ -1,0 +1,259 @@
+"""Who goes first, and that everybody goes at some time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hydra_llm.cluster import Cluster, Lease, Waiter
+from hydra_llm.cluster.waiting import AGEING_SECONDS, WaitingLine
+from hydra_llm.exceptions import NoEligibleNodeError, QueueFullError
+from hydra_llm.types import InferenceRequest, Placement
+from tests.cluster.ledgers import Clock, granted, ledger, node, seen
+from tests.helpers import LLAMA, request
+
+
+def in_line(cluster: Cluster, asked: InferenceRequest) -> Waiter:
+    held = cluster.acquire(asked)
+    assert isinstance(held, Waiter)
+    return held
+
+
+def one_node(clock: Clock | None = None, **rules: int) -> Cluster:
+    return ledger(seen(warm=(LLAMA,)), clock=clock or Clock(), **rules)
+
+
+def full(clock: Clock | None = None, **rules: int) -> tuple[Cluster, list[Lease]]:
+    """One slot and one place of headroom, both taken."""
+    cluster = one_node(clock, **rules)
+    return cluster, [granted(cluster, request()) for _ in range(2)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 10), st.integers(0, 60)), max_size=12))
+def test_the_line_is_ordered_by_priority_and_age(waiting: list[tuple[int, int]]) -> None:
+    line = WaitingLine()
+    for priority, since in waiting:
+        line.add(Waiter(request(priority=priority), float(since)))
+
+    found = [(w.request.priority, w.since) for w in line.in_order(60.0)]
+
+    assert found == sorted(waiting, key=lambda w: (-(w[0] + (60 - w[1]) / AGEING_SECONDS), w[1]))
+
+
+@given(st.integers(1, 10), st.integers(1, 10), st.integers(0, 200), st.integers(0, 200), st.data())
+def test_who_is_ahead_stays_ahead(
+    first: int, second: int, since: int, later: int, data: st.DataObject
+) -> None:
+    """All age alike, so the order of two that wait does not change."""
+    line = WaitingLine()
+    line.add(Waiter(request(priority=first), float(since)))
+    line.add(Waiter(request(priority=second), float(data.draw(st.integers(0, 200)))))
+
+    assert line.in_order(200.0) == line.in_order(200.0 + later)
+
+
+@pytest.mark.parametrize("low", [1, 5, 9])
+def test_waiting_makes_up_for_any_priority(low: int) -> None:
+    line = WaitingLine()
+    patient = Waiter(request(priority=low), 0.0)
+    line.add(patient)
+    now = (10 - low) * AGEING_SECONDS
+    line.add(Waiter(request(priority=10), now))
+
+    assert line.in_order(now)[0] is patient
+
+
+def test_a_new_request_goes_behind_those_as_urgent_and_before_the_others() -> None:
+    line = WaitingLine()
+    for priority in (1, 5, 5, 9):
+        line.add(Waiter(request(priority=priority), 0.0))
+    line.add(Waiter(request("qwen3:8b", priority=9), 0.0))
+
+    assert line.ahead_of(request(priority=5), 0.0) == 3
+    assert line.ahead_of(request(priority=10), 0.0) == 0
+    assert line.counts() == {LLAMA: 4, "qwen3:8b": 1}
+
+
+def test_the_most_urgent_gets_the_free_place() -> None:
+    cluster, leases = full()
+    low, high = in_line(cluster, request(priority=4)), in_line(cluster, request(priority=7))
+
+    cluster.release(leases[0])
+
+    assert (low.state, high.state) == ("waiting", "granted")
+
+
+def test_low_priorities_leave_headroom_and_high_ones_get_more() -> None:
+    for priority, places in ((1, 1), (3, 1), (4, 2), (7, 2), (8, 3), (10, 3)):
+        cluster = one_node()
+        held = [cluster.acquire(request(priority=priority)) for _ in range(5)]
+        assert sum(isinstance(h, Lease) for h in held) == places
+
+
+def test_the_lowest_priority_does_not_starve_beside_a_runner_that_is_never_idle() -> None:
+    clock = Clock()
+    cluster, leases = full(clock)
+    patient = in_line(cluster, request(priority=1))
+    others: list[Waiter] = []
+
+    while patient.state == "waiting" and clock.now < 300:
+        clock.now += 10
+        others.append(in_line(cluster, request(priority=5)))
+        cluster.succeeded(leases.pop(0), None)
+        leases += [waiter.lease for waiter in others if waiter.lease is not None]
+        others = [waiter for waiter in others if waiter.state == "waiting"]
+
+    assert patient.state == "granted"
+    assert clock.now <= 6 * AGEING_SECONDS
+
+
+def test_a_long_line_spills_over_to_a_node_that_must_load_first() -> None:
+    cluster = ledger(seen("warm", warm=(LLAMA,)), seen("cold"))
+    asked = request(output_tokens=400)
+
+    held = [cluster.acquire(asked) for _ in range(8)]
+
+    nodes = {h.node_id for h in held if isinstance(h, Lease)}
+    assert nodes == {"warm", "cold"}
+
+
+# ------------------------------------------------------------------- how it can end
+
+
+def test_a_waiter_is_woken_once_without_the_lock_and_finds_its_lease() -> None:
+    cluster, leases = full()
+    waiter = in_line(cluster, request())
+    found: list[int] = []
+    waiter.on_ready(lambda: found.append(cluster.in_flight))
+
+    cluster.release(leases[0])
+    cluster.tick()
+
+    assert found == [2]
+    waiter.on_ready(lambda: found.append(-1))
+    assert found == [2, -1], "too late to wait: called at once"
+
+
+def test_a_withdrawn_waiter_gets_nothing_and_takes_nothing() -> None:
+    cluster, leases = full()
+    waiter, next_one = in_line(cluster, request()), in_line(cluster, request())
+
+    cluster.withdraw(waiter)
+    cluster.withdraw(waiter)
+    cluster.release(leases[0])
+
+    assert (waiter.state, next_one.state) == ("withdrawn", "granted")
+    assert cluster.in_flight == 2
+
+
+def test_a_lease_granted_to_someone_just_leaving_is_given_back() -> None:
+    cluster, leases = full()
+    waiter = in_line(cluster, request())
+    cluster.release(leases[0])
+    assert waiter.lease is not None
+
+    cluster.withdraw(waiter)
+
+    assert not waiter.lease.is_held
+    assert cluster.in_flight == 1
+
+
+def test_a_waiter_is_refused_as_soon_as_nobody_can_take_it_any_more() -> None:
+    cluster, _ = full()
+    waiter = in_line(cluster, request())
+
+    cluster.set_cordoned("a", True)
+
+    assert waiter.state == "refused"
+    assert isinstance(waiter.error, NoEligibleNodeError)
+    assert cluster.waiting == 0
+
+
+def test_a_waiter_whose_deadline_cannot_be_met_any_more_is_refused() -> None:
+    clock = Clock()
+    cluster, _ = full(clock)
+    waiter = in_line(cluster, request(deadline_seconds=20.0))
+    patient = in_line(cluster, request())
+    clock.now = 25.0
+
+    cluster.tick()
+
+    assert waiter.state == "refused"
+    assert patient.state == "waiting"
+
+
+def test_a_full_line_refuses_and_says_how_many_wait() -> None:
+    cluster, _ = full(max_queue=1)
+    in_line(cluster, request())
+
+    with pytest.raises(QueueFullError, match="max_queue") as caught:
+        cluster.acquire(request())
+
+    assert caught.value.waiting == 1
+    assert cluster.waiting == 1
+
+
+def test_no_line_at_all_still_lets_a_free_node_be_used() -> None:
+    cluster, leases = full(max_queue=0)
+    with pytest.raises(QueueFullError):
+        cluster.acquire(request())
+
+    cluster.release(leases[0])
+
+    assert isinstance(cluster.acquire(request()), Lease)
+
+
+def test_refusing_one_for_a_full_line_still_wakes_those_whose_turn_it_is() -> None:
+    """Time alone can make room: the moment is noticed by whoever comes next."""
+    clock = Clock()
+    nodes: dict[str, Any] = {"room": False}
+
+    def choose(*_: Any) -> Placement:
+        return Placement(node_id="a", has_room=nodes["room"])
+
+    cluster = ledger(seen(), clock=clock, choose=choose, max_queue=1)
+    waiter = in_line(cluster, request())
+    woken: list[bool] = []
+    waiter.on_ready(lambda: woken.append(True))
+    nodes["room"] = True
+
+    with pytest.raises(QueueFullError):
+        cluster.acquire(request())
+
+    assert waiter.state == "granted"
+    assert woken == [True]
+
+
+def test_a_plug_in_that_raises_fails_its_own_request_and_nobody_elses() -> None:
+    def choose(asked: InferenceRequest, *_: Any) -> Placement:
+        if asked.priority == 9 and is_broken:
+            raise ZeroDivisionError
+        return Placement(node_id="a", has_room=has_room)
+
+    has_room = is_broken = False
+    cluster = ledger(seen(), choose=choose)
+    first, second = in_line(cluster, request(priority=9)), in_line(cluster, request())
+
+    has_room = is_broken = True
+    cluster.tick()
+
+    assert isinstance(first.error, ZeroDivisionError)
+    assert second.state == "granted"
+
+
+def test_a_pinned_request_waits_for_its_node_and_lets_others_pass() -> None:
+    cluster = ledger(
+        seen("a", warm=(LLAMA,)), seen("b", warm=(LLAMA,)), nodes=[node("a"), node("b")]
+    )
+    for _ in range(3):
+        granted(cluster, request(node_id="a", priority=10))
+    pinned = in_line(cluster, request(node_id="a", priority=10))
+
+    free = cluster.acquire(request())
+
+    assert isinstance(free, Lease)
+    assert free.node_id == "b"
+    assert pinned.state == "waiting"
