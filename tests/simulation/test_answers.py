@@ -72,6 +72,12 @@ def test_the_stop_sequence_and_all_after_it_is_left_out() -> None:
     assert stopped.done_reason == "stop"
 
 
+def test_a_stop_sequence_is_found_across_tokens() -> None:
+    text = content(said())
+
+    assert content(said(stop=(text[10:40],))) == text[:10]
+
+
 @given(st.text(min_size=1, max_size=3), st.integers(1, 100))
 def test_no_stop_sequence_is_ever_seen(stop: str, seed: int) -> None:
     assert stop not in content(said(stop=(stop,), seed=seed))

@@ -191,6 +191,24 @@ def test_a_load_that_dies_for_memory_fails_with_the_versions_text() -> None:
         assert ticket.failure.text.startswith(text)
 
 
+def test_the_idle_go_first_then_the_shortest_keep_alive_then_the_path() -> None:
+    first, second, third, busy = (
+        replace(SMALL, name=name, weights=weights)
+        for name, weights in (("late", "9"), ("path-2", "2"), ("path-1", "1"), ("busy", "0"))
+    )
+    server = gpu_node(100, max_loaded_models=4)
+    server.preload(first, 0.0, keep_alive=10.0)
+    server.preload(second, 0.0, keep_alive=60.0)
+    server.preload(third, 0.0, keep_alive=60.0)
+    server.preload(busy, 0.0, keep_alive=5.0)
+    server.submit(job(busy, tokens=10_000), 0.0)
+    for number in range(3):
+        run(server, server.submit(job(replace(SMALL, name=f"new-{number}"), keep_alive=-1.0), 0.0))
+
+    gone = [record.model for record in server.evictions if record.reason == "room"]
+    assert gone == ["late", "path-1", "path-2"]
+
+
 # ---------------------------------------------------------------- queue, slots, leaving
 
 
