@@ -54,7 +54,7 @@ def test_only_newer_servers_say_what_a_model_can_do() -> None:
     old, new = (parse_tags(recorded(f"v{one}-tags"))["script-think:latest"] for one in VERSIONS)
 
     assert (old.capabilities, old.context_length) == (None, None)
-    assert new.capabilities == {"completion", "tools", "thinking"}
+    assert new.capabilities == frozenset({"completion", "tools", "thinking"})
     assert new.context_length == 8192
 
 
@@ -212,7 +212,7 @@ def test_names_are_keyed_by_their_canonical_form() -> None:
 
 
 def test_bad_entries_are_left_out_and_the_others_stay() -> None:
-    entries = [None, 3, "x", [], {}, {"name": 5}, {"name": "  "}, {"name": "good"}]
+    entries: list[Any] = [None, 3, "x", [], {}, {"name": 5}, {"name": "  "}, {"name": "good"}]
 
     assert list(parse_tags({"models": entries})) == ["good:latest"]
     assert list(parse_ps({"models": entries})) == ["good:latest"]

@@ -204,7 +204,7 @@ from hydra_llm.probes.collector import Collector
 from hydra_llm.types import Node
 listening = socket.create_server(("127.0.0.1", 0))
 node = Node(f"http://127.0.0.1:{listening.getsockname()[1]}")
-collector = Collector([node], print, timeout_seconds=60.0)
+collector = Collector([node], [].append, timeout_seconds=60.0)
 collector.wait_first(0.2)
 listening.close()
 """

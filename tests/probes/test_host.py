@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import struct
 import sys
 from pathlib import Path
@@ -138,4 +139,4 @@ def test_macos_counts_free_and_inactive_pages() -> None:
 
 
 def test_the_windows_structure_has_the_size_windows_wants() -> None:
-    assert module.ctypes.sizeof(module._MemoryStatus) == 64
+    assert ctypes.sizeof(module._MemoryStatus) == 64

@@ -54,7 +54,7 @@ class Wire(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        answer = self.answers[request.url.path.rpartition("/")[2]]
+        answer: Any = self.answers[request.url.path.rpartition("/")[2]]
         if callable(answer):
             answer = await answer(request)
         if isinstance(answer, Exception):
@@ -348,7 +348,8 @@ async def test_what_show_tells_is_added_to_the_last_observation() -> None:
     assert more is not None
     model = (more.installed or {})["llama3:latest"]
     assert model.kv_bytes_per_token == 2 * 4 * (16 + 16) * 2
-    assert (model.capabilities, model.context_length) == ({"completion", "tools"}, 8192)
+    assert model.capabilities == frozenset({"completion", "tools"})
+    assert model.context_length == 8192
     assert (more.observed_at, more.loaded) == (first.observed_at, first.loaded)
     assert wire.asked("/show")[0].content == b'{"model":"llama3:latest"}'
     assert probe.with_what_was_learned() is None
