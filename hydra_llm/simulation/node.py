@@ -298,18 +298,18 @@ class SimulatedNode:
 
     @property
     def loads(self) -> list[LoadRecord]:
-        """Every load since it came up, on the node's simulated clock."""
-        return self._do(lambda: list(self._serving.api.server.loads))
+        """Every load so far, on the node's simulated clock."""
+        return self._do(lambda: self._serving.loads)
 
     @property
     def load_count(self) -> int:
-        """How many loads there were since it came up."""
+        """How many loads there were so far."""
         return len(self.loads)
 
     @property
     def evictions(self) -> list[Eviction]:
         """Every runner that was unloaded, and why."""
-        return self._do(lambda: list(self._serving.api.server.evictions))
+        return self._do(lambda: self._serving.evictions)
 
     @property
     def vram_used_bytes(self) -> int:
@@ -319,7 +319,7 @@ class SimulatedNode:
     @property
     def peak_vram_bytes(self) -> int:
         """The most it ever held."""
-        return self._do(lambda: self._serving.api.server.peak_vram_bytes)
+        return self._do(lambda: self._serving.peak_vram_bytes)
 
     def node(self, **overrides: Any) -> Node:
         """Give the `hydra_llm.Node` a user would configure for it."""

@@ -31,7 +31,7 @@ from hydra_llm.simulation.faults import (
     TokenFault,
 )
 from hydra_llm.simulation.model import OllamaServer
-from hydra_llm.simulation.records import Event, Failure
+from hydra_llm.simulation.records import Event, Eviction, Failure, LoadRecord
 from hydra_llm.simulation.server import Connection
 from hydra_llm.simulation.settings import NodeSettings
 from hydra_llm.simulation.striking import Faults, ps_reply, reply_of, stands_in, token_at
@@ -85,6 +85,9 @@ class NodeServing:
         self._timer: asyncio.TimerHandle | None = None
         self._stale_ps: Reply | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._past_loads: list[LoadRecord] = []
+        self._past_evictions: list[Eviction] = []
+        self._past_peak = 0
         self.api = self._new_api()
 
     # ------------------------------------------------------------------ up, down, frozen
@@ -105,6 +108,10 @@ class NodeServing:
         self._backlog.clear()
         for connection in self.connections:
             connection.drop()
+        server = self.api.server
+        self._past_loads += server.loads
+        self._past_evictions += server.evictions
+        self._past_peak = self.peak_vram_bytes
         self.api = self._new_api()
 
     def freeze(self) -> None:
@@ -209,6 +216,21 @@ class NodeServing:
         """Requests not answered yet."""
         return len(self._calls)
 
+    @property
+    def loads(self) -> list[LoadRecord]:
+        """Every load so far, those before a kill included."""
+        return self._past_loads + self.api.server.loads
+
+    @property
+    def evictions(self) -> list[Eviction]:
+        """Every eviction so far, those before a kill included."""
+        return self._past_evictions + self.api.server.evictions
+
+    @property
+    def peak_vram_bytes(self) -> int:
+        """The most VRAM that was ever held."""
+        return max(self._past_peak, self.api.server.peak_vram_bytes)
+
     def records(self) -> list[RequestRecord]:
         """Every request so far, oldest first."""
         return [one.record if isinstance(one, Call) else one for one in self._records]
@@ -260,7 +282,8 @@ class NodeServing:
                 record.path,
                 body,
                 now,
-                host=headers.get("host", ""),
+                # Bound to another address than loopback, a server does not look at the header.
+                host=headers.get("host", "") if _is_loopback(self._owner.host) else "",
                 watch=any(token_at(fault) is not None for fault in call.faults),
             )
             if isinstance(answer, Reply):
@@ -413,6 +436,10 @@ class NodeServing:
                 self._reply(call, reply)
 
         self._later(wait, send)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _document(body: bytes) -> Mapping[str, Any]:

@@ -30,7 +30,6 @@ from tests.simulation.recorded import Recording
 
 NOT_COVERED = {
     "*-scenario-latency": "milliseconds of one machine",
-    "*-scenario-client-libraries": "is about clients, not about the server",
     "*-scenario-determinism": "real text differs without a seed; here it never does",
     "*-scenario-hang": "a stopped runner process; `freeze` and `HangFault` stand for it",
 }

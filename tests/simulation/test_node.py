@@ -254,6 +254,20 @@ def die_and_rise_and_die(node: SimulatedNode) -> None:
     node.kill()
 
 
+def test_what_a_node_did_is_remembered_beyond_its_death() -> None:
+    with SimulatedNode(speed=500.0) as node:
+        chat(node)
+        node.kill()
+        assert node.loaded == {}
+        assert node.vram_used_bytes == 0
+        node.revive()
+        chat(node)
+    assert [record.model for record in node.loads] == [MODEL, MODEL]
+    assert node.load_count == 2
+    assert node.peak_vram_bytes > 0
+    assert [record.outcome for record in node.requests] == ["done", "done"]
+
+
 def test_a_killed_node_stops_cleanly(node: SimulatedNode) -> None:
     node.kill()
 

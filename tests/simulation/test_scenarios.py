@@ -6,12 +6,14 @@ What is compared is the order of events and the outcome, never milliseconds.
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 
 from hydra_llm.simulation.api import OllamaApi
@@ -20,6 +22,7 @@ from hydra_llm.simulation.model import OllamaServer
 from hydra_llm.simulation.records import Job, Options, Ticket
 from hydra_llm.simulation.settings import Gpu, NodeSettings
 from hydra_llm.simulation.wire import Reply
+from hydra_llm.testing import SimulatedNode, TokenFault
 from tests.simulation import recorded
 
 Scenario = Callable[[str, Any], None]
@@ -512,6 +515,55 @@ def a_broken_answer_goes_on_elsewhere_where_the_template_lets_it(
     before = scenario["text_received_from_A"]
     rest = text(scenario["request_to_B"])
     assert text(scenario["request_to_A"]) == before + rest
+
+
+# ---------------------------------------------------------------- over sockets
+
+
+@plays("client-libraries", on=MODERN)
+def clients_see_a_broken_stream_as_they_saw_the_real_one(version: str, scenario: Any) -> None:
+    readers = {"httpx 0.28.1": _read_with_httpx, "http.client": _read_with_the_standard_library}
+    kill_runner = TokenFault(after=3, action=lambda node: node.kill_runner("count-fast"))
+    faults = {"server SIGKILL": TokenFault(after=3), "runner SIGKILL": kill_runner}
+    played = 0
+    for step in scenario:
+        read = readers.get(step["client"])
+        if read is None:
+            continue
+        fault = next(fault for event, fault in faults.items() if step["event"].startswith(event))
+        with SimulatedNode(models=recorded.models(version), vram_gb=None, speed=100.0) as node:
+            node.preload("count-fast")
+            node.inject(fault)
+            lines, error = read(node)
+        assert lines == step["lines_seen"], step
+        result = step["result"]
+        expected = "" if isinstance(result, str) else result[0].partition(":")[0]
+        assert error == expected, step
+        played += 1
+    assert played == 4
+
+
+_COUNT = {"model": "count-fast", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def _read_with_httpx(node: SimulatedNode) -> tuple[int, str]:
+    lines = 0
+    try:
+        with httpx.stream("POST", f"{node.url}/api/chat", json=_COUNT) as answer:
+            for _ in answer.iter_lines():
+                lines += 1
+    except httpx.HTTPError as exc:
+        return lines, f"httpx.{type(exc).__name__}"
+    return lines, ""
+
+
+def _read_with_the_standard_library(node: SimulatedNode) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(node.host, node.port, timeout=10)
+    try:
+        connection.request("POST", "/api/chat", json.dumps(_COUNT))
+        return len(list(iter(connection.getresponse().readline, b""))), ""
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize(
