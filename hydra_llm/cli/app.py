@@ -28,17 +28,14 @@ Routes requests over several Ollama nodes, to the one that will answer soonest.
 
 Nodes come from --node, HYDRA_LLM_NODES, hydra.toml or OLLAMA_HOST, in this order.
 
-[bold]Start here[/bold]
+\b
+hydra-llm demo                   three simulated nodes, nothing to set up
+hydra-llm doctor                 are my nodes and settings all right?
+hydra-llm nodes --watch          what is loaded where, how much is free
+hydra-llm explain llama3.2:3b    where would it go, and why?
+hydra-llm chat llama3.2:3b "Why is the sky blue?"
 
-  hydra-llm demo                                  three simulated nodes, nothing to set up
-
-  hydra-llm doctor                                are my nodes and settings all right?
-
-  hydra-llm nodes --watch                         what is loaded where, and how much is free
-
-  hydra-llm explain llama3.2:3b --min-vram-gb 8   where would it go, and why?
-
-  hydra-llm chat llama3.2:3b "Why is the sky blue?"
+Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.
 """
 
 app = typer.Typer(

@@ -135,6 +135,7 @@ def _refused_with(error: Exception) -> int | None:
     """Status of an ``ollama.ResponseError``."""
     import ollama
 
-    if isinstance(error, ollama.ResponseError):
+    # NoNodeHasModelError is one too, and comes from us.
+    if isinstance(error, ollama.ResponseError) and not isinstance(error, HydraError):
         return error.status_code
     return None
