@@ -92,8 +92,8 @@ def test_sixteen_threads_leave_nothing_behind() -> None:
             elif ending == "timeout":
                 cluster.failed(lease, failure(NodeTimeoutError, lease.node_id))
             elif ending == "500":
-                error = failure(NodeResponseError, lease.node_id, status_code=500)
-                cluster.failed(lease, error)
+                answer = failure(NodeResponseError, lease.node_id, status_code=500)
+                cluster.failed(lease, answer)
             assert cluster.release(lease) == (ending == "released")
 
     at_once(THREADS, work)

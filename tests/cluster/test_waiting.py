@@ -22,11 +22,11 @@ def in_line(cluster: Cluster, asked: InferenceRequest) -> Waiter:
     return held
 
 
-def one_node(clock: Clock | None = None, **rules: int) -> Cluster:
+def one_node(clock: Clock | None = None, **rules: Any) -> Cluster:
     return ledger(seen(warm=(LLAMA,)), clock=clock or Clock(), **rules)
 
 
-def full(clock: Clock | None = None, **rules: int) -> tuple[Cluster, list[Lease]]:
+def full(clock: Clock | None = None, **rules: Any) -> tuple[Cluster, list[Lease]]:
     """One slot and one place of headroom, both taken."""
     cluster = one_node(clock, **rules)
     return cluster, [granted(cluster, request()) for _ in range(2)]
