@@ -70,6 +70,13 @@ class LoopThread:
             self._thread.join(_CLOSING_S)
 
 
+class Runs(Protocol):
+    """What a coroutine can be given to, as a `LoopThread` is."""
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run it, now or soon."""
+
+
 class Handler(Protocol):
     """Whom a connection tells what comes in."""
 
@@ -250,7 +257,7 @@ class Listener:
         self._wanted: Literal["listening", "refusing", "closed"] = "refusing"
         self._is_starting = False
 
-    def listen(self, thread: LoopThread, make: Callable[[], Connection]) -> None:
+    def listen(self, thread: Runs, make: Callable[[], Connection]) -> None:
         """Let clients in: now, or from the loop's own thread in a moment."""
         self._wanted = "listening"
         thread.run(self._start(make))

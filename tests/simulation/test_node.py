@@ -7,13 +7,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import h11
 import httpx
 import pytest
 
-from hydra_llm.simulation.server import LoopThread
+from hydra_llm.simulation.server import Connection, Listener, LoopThread
 from hydra_llm.testing import (
     CutFault,
     ErrorBodyFault,
@@ -268,6 +269,33 @@ def test_what_a_node_did_is_remembered_beyond_its_death() -> None:
     assert [record.outcome for record in node.requests] == ["done", "done"]
 
 
+class OneTask:
+    """Stands for the loop's thread seen from itself: what it runs goes on later."""
+
+    task: asyncio.Task[None]
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.task = asyncio.get_running_loop().create_task(coroutine)
+
+
+async def test_a_port_closed_while_it_begins_to_listen_is_closed_after_it() -> None:
+    listener, thread = Listener("127.0.0.1", 0), OneTask()
+    listener.listen(thread, lambda: Connection(NodeStub()))
+    await asyncio.sleep(0)
+    listener.close()
+    await thread.task
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", listener.port)
+
+
+class NodeStub:
+    is_frozen = False
+
+    def request(self, connection: Connection, request: h11.Request, body: bytes) -> None: ...
+    def left(self, connection: Connection) -> None: ...
+    def opened(self, connection: Connection) -> None: ...
+
+
 def test_a_killed_node_stops_cleanly(node: SimulatedNode) -> None:
     node.kill()
 
@@ -398,6 +426,16 @@ def test_a_reset_breaks_the_connection(node: SimulatedNode, after: int | None) -
         seen.extend(lines_of(node))
     assert node.requests[0].tokens == (after or 0)
     assert node.requests[0].status == (None if after is None else 200)
+
+
+def test_a_reset_is_a_reset_and_no_orderly_end(node: SimulatedNode) -> None:
+    node.inject(ResetFault())
+    body = json.dumps(CHAT).encode()
+    head = f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((node.host, node.port), timeout=5) as sock:
+        sock.sendall(head.encode() + body)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(100)
 
 
 def test_a_cut_stream_ends_without_done(node: SimulatedNode) -> None:
