@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,11 @@ from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.testing import HtmlFault, SimulatedCluster, SimulatedNode, StatusFault
 from hydra_llm.types import InstalledModel, Node, NodeSnapshot, canonical_model_name
 from tests.helpers import BIG, LLAMA, loaded, snapshot
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 def look(*nodes: NodeSnapshot, settings: HydraSettings | None = None, **about: Any) -> Look:
@@ -307,7 +313,7 @@ def test_unknown_memory_is_told_with_the_setting_for_it() -> None:
     (finding,) = checks.memory_is_known(look(unmeasured()))
 
     assert finding.level == "warning"
-    assert 'url = "http://a:11434", vram_gb' in finding.do
+    assert 'url = "http://a:11434", id = "a", vram_gb' in finding.do
     assert "[gpu]" not in finding.do
 
 
@@ -330,12 +336,20 @@ def test_a_cpu_only_node_is_no_unknown() -> None:
     assert finding.level == "ok"
 
 
-def test_an_exporter_with_a_password_is_shown_without_it() -> None:
-    node = unmeasured()
-    node = replace(node, node=Node("http://a:11434", exporter="http://me:secret@a:9400/metrics"))
+def test_unknown_nodes_are_told_together_with_what_to_write_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HYDRA_LLM_NODES", "http://a:11434,http://b:11434")
+    nodes = [replace(unmeasured(), node=Node(f"http://{name}:11434")) for name in "ab"]
 
-    (finding,) = checks.memory_is_known(look(node))
-    assert "secret" not in finding.do
+    (finding,) = checks.memory_is_known(look(*nodes, settings=HydraSettings()))
+    assert finding.nodes == ("a:11434", "b:11434")
+    assert "unset HYDRA_LLM_NODES" in finding.do
+    assert tomllib.loads(finding.do.partition(": ")[2]) == {
+        "nodes": [
+            {"url": f"http://{name}:11434", "vram_gb": 24, "vram_reserved_gb": 1} for name in "ab"
+        ]
+    }
 
 
 def test_a_model_partly_in_system_memory_is_warned_of() -> None:
@@ -376,9 +390,9 @@ def test_the_doctor_finds_the_login_the_web_page_the_dead_and_the_twin() -> None
         seen = look_at(HydraSettings(named))
 
     problems = [f for f in checks.check(seen) if f.level == "problem"]
-    by_node = {finding.node_id: finding for finding in problems}
-    assert by_node.keys() == {"login", "page", "dead", None}
+    by_node = {"".join(finding.nodes): finding for finding in problems}
+    assert by_node.keys() == {"login", "page", "dead", ""}
     assert "user:password@" in by_node["login"].do
     assert "another server" in by_node["page"].do
     assert "ollama serve" in by_node["dead"].do
-    assert "good and twin are the same server" in by_node[None].says
+    assert "good and twin are the same server" in by_node[""].says

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from urllib.parse import urlsplit
 
 from hydra_llm.cli.doctor.finding import Finding, Look
 from hydra_llm.config import describe_settings
-from hydra_llm.types import GB, NodeSnapshot, masked_url
+from hydra_llm.types import GB, NodeSnapshot
 
 Check = Callable[[Look], Iterable[Finding]]
 
@@ -81,7 +81,7 @@ def settings_are_safe(look: Look) -> Iterator[Finding]:
             yield Finding(
                 level="warning",
                 check="settings",
-                node_id=node.id,
+                nodes=(node.id,),
                 says="its credentials travel unencrypted over http",
                 do="put TLS in front of it and use https",
             )
@@ -104,7 +104,7 @@ def nodes_answer(look: Look) -> Iterator[Finding]:
         yield Finding(
             level="problem",
             check="reachable",
-            node_id=node.id,
+            nodes=(node.id,),
             # What a probe advises is said better below, for the command line.
             says=f"{reason.partition(';')[0]}, at {node.node.url}",
             do=_remedy(node),
@@ -114,11 +114,11 @@ def nodes_answer(look: Look) -> Iterator[Finding]:
 def _about_an_answer(node: NodeSnapshot) -> Finding:
     if not node.health_reason:
         says = f"answers at {node.node.url}"
-        return Finding(level="ok", check="reachable", node_id=node.id, says=says)
+        return Finding(level="ok", check="reachable", nodes=(node.id,), says=says)
     return Finding(
         level="warning",
         check="reachable",
-        node_id=node.id,
+        nodes=(node.id,),
         says=f"answers at {node.node.url}, but {node.health_reason}: what is loaded there, and "
         "what is free, cannot be seen",
         do="a runner may hang (from 0.32.4 on, it holds /api/ps up for 20 s): "
@@ -212,10 +212,10 @@ def versions_are_known(look: Look) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             check="version",
-            says=f"{_and(old)} {_run(old)} Ollama before 0.30, {_and(new)} 0.30 or later: the "
+            says=f"{listed(old)} {_run(old)} Ollama before 0.30, {listed(new)} 0.30 or later: the "
             "same seed gives other text, memory needs differ, embeddings of chat models and "
             "images for models without vision fail on the newer",
-            do=f"update {_and(old)}",
+            do=f"update {listed(old)}",
         )
 
 
@@ -223,7 +223,7 @@ def _about_version(node: NodeSnapshot) -> Iterator[Finding]:
     known = version_of(node.version)
     if known is None:
         says = f"Ollama {node.version}, a build of its own" if node.version else "tells no version"
-        yield Finding(level="ok", check="version", node_id=node.id, says=says)
+        yield Finding(level="ok", check="version", nodes=(node.id,), says=says)
         return
     lacks = ""
     if known < SHOWS_RUNNING:
@@ -236,7 +236,7 @@ def _about_version(node: NodeSnapshot) -> Iterator[Finding]:
         yield Finding(
             level="warning",
             check="version",
-            node_id=node.id,
+            nodes=(node.id,),
             says=f"Ollama {node.version} {lacks}",
             do="update it (0.30 or later also restores earlier prompts)",
         )
@@ -247,7 +247,7 @@ def _about_version(node: NodeSnapshot) -> Iterator[Finding]:
         else "remembers the last prompt only; 0.30 and later restore earlier ones"
     )
     yield Finding(
-        level="ok", check="version", node_id=node.id, says=f"Ollama {node.version} {habit}"
+        level="ok", check="version", nodes=(node.id,), says=f"Ollama {node.version} {habit}"
     )
 
 
@@ -270,24 +270,24 @@ def models_are_there(look: Look) -> Iterator[Finding]:
             yield Finding(
                 level="warning",
                 check="models",
-                node_id=node.id,
+                nodes=(node.id,),
                 says="no model is installed",
                 do="run 'ollama pull llama3.2:3b' there",
             )
     homes = _homes(look)
     if len(look.up) < 2 or not homes:
         if homes:
-            yield Finding(level="ok", check="models", says=f"installed: {_and(list(homes))}")
+            yield Finding(level="ok", check="models", says=f"installed: {listed(list(homes))}")
         return
     several = [name for name, nodes in homes.items() if len(nodes) > 1]
     if several:
-        yield Finding(level="ok", check="models", says=f"on several nodes: {_and(several)}")
+        yield Finding(level="ok", check="models", says=f"on several nodes: {listed(several)}")
     single = [f"{name} ({nodes[0].id})" for name, nodes in homes.items() if len(nodes) == 1]
     if single:
         yield Finding(
             level="warning",
             check="models",
-            says=f"on one node only, so nobody can take over: {_and(single)}",
+            says=f"on one node only, so nobody can take over: {listed(single)}",
             do="'ollama pull' what matters on a second node",
         )
 
@@ -300,7 +300,9 @@ def models_are_alike(look: Look) -> Iterator[Finding]:
             by_digest.setdefault(node.installed[name].digest, []).append(node.id)
         by_digest.pop("", None)
         if len(by_digest) > 1:
-            sides = " / ".join(f"{digest[:12]} on {_and(ids)}" for digest, ids in by_digest.items())
+            sides = " / ".join(
+                f"{digest[:12]} on {listed(ids)}" for digest, ids in by_digest.items()
+            )
             yield Finding(
                 level="warning",
                 check="models",
@@ -316,7 +318,9 @@ def _confusable(look: Look) -> Iterator[Finding]:
         here, there = homes[one], homes[other]
         if {n.id for n in here} & {n.id for n in there}:
             continue  # whoever has both tells them apart
-        where = f"{one} ({_and([n.id for n in here])}) and {other} ({_and([n.id for n in there])})"
+        where = (
+            f"{one} ({listed([n.id for n in here])}) and {other} ({listed([n.id for n in there])})"
+        )
         digests = {n.installed[one].digest for n in here} & {
             n.installed[other].digest for n in there
         }
@@ -365,35 +369,57 @@ def _homes(look: Look) -> dict[str, list[NodeSnapshot]]:
 
 def memory_is_known(look: Look) -> Iterator[Finding]:
     """Where each node's VRAM figures come from, and how to get some."""
+    unknown: dict[str, list[NodeSnapshot]] = {}
     for node in look.up:
         total, free = node.total_vram_bytes, node.free_vram_bytes
         if total == 0:
             says = "it computes on its CPU: no VRAM"
-            yield Finding(level="ok", check="memory", node_id=node.id, says=says)
+            yield Finding(level="ok", check="memory", nodes=(node.id,), says=says)
         elif free is not None:
             of = "" if total is None else f" of {total / GB:.1f}"
             says = f"{free / GB:.1f}{of} GB VRAM free, from {node.vram_source or 'its settings'}"
-            yield Finding(level="ok", check="memory", node_id=node.id, says=says)
+            yield Finding(level="ok", check="memory", nodes=(node.id,), says=says)
         else:
-            yield Finding(
-                level="warning",
-                check="memory",
-                node_id=node.id,
-                says="nothing tells how much VRAM it has: whether a model fits cannot be foreseen",
-                do=_how_to_know(look, node),
-            )
+            unknown.setdefault(_easier_way(look, node), []).append(node)
+    for easier, nodes in unknown.items():
+        it_has = "it has" if len(nodes) == 1 else "they have"
+        yield Finding(
+            level="warning",
+            check="memory",
+            nodes=tuple(node.id for node in nodes),
+            says=f"nothing tells how much VRAM {it_has}: whether a model fits cannot be foreseen",
+            do=easier or _how_to_write_it_down(look, nodes),
+        )
 
 
-def _how_to_know(look: Look, node: NodeSnapshot) -> str:
-    if node.node.local and not look.settings.vram_monitoring:
+def _easier_way(look: Look, node: NodeSnapshot) -> str:
+    """What spares looking up the card's size; nothing does on another machine."""
+    if not node.node.local:
+        return ""
+    if not look.settings.vram_monitoring:
         return "set vram_monitoring to true: it is this machine, whose GPUs could be asked"
-    table = f'nodes = [{{url = "{node.node.url}", vram_gb = 24, vram_reserved_gb = 1}}]'
-    told = f"write the card's size, and what other programs hold, into hydra.toml: {table}"
-    if node.node.local and not look.gpu_extra_installed:
-        return f"for an NVIDIA card: pip install 'hydra-llm[gpu]'; or {told}"
-    if node.node.exporter:
-        return f"see whether {masked_url(node.node.exporter)} can be reached from here; or {told}"
-    return told
+    if not look.gpu_extra_installed:
+        return (
+            "for an NVIDIA card: pip install 'hydra-llm[gpu]'; for others, set vram_gb for it in "
+            "hydra.toml"
+        )
+    return ""
+
+
+def _how_to_write_it_down(look: Look, nodes: Sequence[NodeSnapshot]) -> str:
+    tables = ", ".join(
+        f'{{url = "{node.node.url}"{_id_of(node)}, vram_gb = 24, vram_reserved_gb = 1}}'
+        for node in nodes
+    )
+    hidden = " (and unset HYDRA_LLM_NODES, which goes before it)"
+    return (
+        "write the card's size, and what other programs hold of it, into hydra.toml"
+        f"{hidden if look.settings.nodes_source == 'HYDRA_LLM_NODES' else ''}: nodes = [{tables}]"
+    )
+
+
+def _id_of(node: NodeSnapshot) -> str:
+    return "" if node.id == urlsplit(node.node.url).netloc else f', id = "{node.id}"'
 
 
 # -------------------------------------------------------------------------- contexts
@@ -410,7 +436,7 @@ def contexts_agree(look: Look) -> Iterator[Finding]:
     for name, by_context in sorted(loaded.items()):
         if len(by_context) < 2:
             continue
-        sides = ", ".join(f"{context} on {_and(ids)}" for context, ids in by_context.items())
+        sides = ", ".join(f"{context} on {listed(ids)}" for context, ids in by_context.items())
         yield Finding(
             level="warning",
             check="contexts",
@@ -430,7 +456,7 @@ def models_are_on_the_gpu(look: Look) -> Iterator[Finding]:
                 yield Finding(
                     level="warning",
                     check="memory",
-                    node_id=node.id,
+                    nodes=(node.id,),
                     says=f"{model.name} is only {model.gpu_share:.0%} on the GPU, and slow",
                     do="use a smaller model or context there; "
                     "--min-vram-gb keeps big ones away from it",
@@ -459,13 +485,14 @@ def check(look: Look, checks: Iterable[Check] = CHECKS) -> list[Finding]:
     return [finding for one in checks for finding in one(look)]
 
 
-def _and(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """``a, b and c``; many are cut short."""
-    if len(names) > SHOWN:
-        names = [*names[: SHOWN - 1], f"{len(names) - SHOWN + 1} more"]
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    shown = list(names)
+    if len(shown) > SHOWN:
+        shown = [*shown[: SHOWN - 1], f"{len(shown) - SHOWN + 1} more"]
+    if len(shown) < 2:
+        return "".join(shown)
+    return f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _run(names: list[str]) -> str:

@@ -22,14 +22,15 @@ class Finding:
     ``contexts``."""
     says: str
     do: str = ""
-    node_id: str | None = None
+    nodes: tuple[str, ...] = ()
+    """Ids of the nodes it is about; none where it is about them all."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         return {
             "level": self.level,
             "check": self.check,
-            "node_id": self.node_id,
+            "nodes": list(self.nodes),
             "says": self.says,
             "do": self.do,
         }

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hydra_llm.cli.doctor.checks import listed
 from hydra_llm.cli.doctor.finding import Finding
 
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "bold yellow"), "problem": ("✗", "bold red")}
@@ -64,8 +65,8 @@ def _list_of(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         mark, style = MARKS[finding.level]
         says = Text()
-        if finding.node_id is not None:
-            says.append(f"{finding.node_id}: ", style="bold")
+        if finding.nodes:
+            says.append(f"{listed(finding.nodes)}: ", style="bold")
         says.append(finding.says)
         if finding.do:
             says.append(f"\n→ {finding.do}", style="cyan")
