@@ -332,11 +332,15 @@ def test_time_stands_still_while_a_node_is_frozen() -> None:
 def test_a_stream_frozen_in_the_middle_goes_on_after_it() -> None:
     with SimulatedNode(speed=50.0) as node:
         node.preload(MODEL)
-        node.inject(TokenFault(after=3, action=SimulatedNode.freeze))
-        threading.Timer(0.1, node.thaw).start()
+        node.inject(TokenFault(after=3, action=freeze_for_a_moment))
         seen = list(lines_of(node))
     assert len(seen) == 65
     assert seen[-1]["done"] is True
+
+
+def freeze_for_a_moment(node: SimulatedNode) -> None:
+    node.freeze()
+    threading.Timer(0.1, node.thaw).start()
 
 
 def test_a_runner_killed_in_mid_stream_is_an_error_line_and_the_node_lives(
