@@ -123,10 +123,9 @@ class Collector:
     def forget_the_parents(self) -> None:
         """In a forked child: the thread is not here, and its loop and sockets are the parent's."""
         self._lock = threading.RLock()
-        if self._run is not None:
-            # Freed, they would be closed, and the parent's loop would lose its sockets.
-            _abandoned.append(self._run)
-            self._run = None
+        # Not closed, as that would take the parent's sockets out of the parent's selector. Nor
+        # is it freed: the frames of a thread that is not here hold it for good.
+        self._run = None
 
     # ------------------------------------------------------------------- asking
 
@@ -182,7 +181,6 @@ class Collector:
 # -------------------------------------------------------------------------- forks
 
 _collectors: weakref.WeakSet[Collector] = weakref.WeakSet()
-_abandoned: list[CollectorThread] = []
 
 
 def _in_the_child() -> None:

@@ -113,6 +113,14 @@ def collector_threads() -> list[str]:
     return [one.name for one in threading.enumerate() if one.name.startswith("hydra-llm")]
 
 
+def becomes(so: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether it is so in that time; the other end of a connection closes when it can."""
+    deadline = time.monotonic() + seconds
+    while not so() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return so()
+
+
 # ---------------------------------------------------------------------- life cycle
 
 
@@ -129,7 +137,8 @@ def test_nothing_runs_before_it_is_started_and_one_thread_after(
 
         assert collector_threads() == ["hydra-llm-collector"]
         assert repr(collector) == "<Collector running | 1 nodes>"
-    assert (collector_threads(), node.open_connections) == ([], 0)
+    assert not collector_threads()
+    assert becomes(lambda: not node.open_connections)
 
 
 def test_stopped_is_final_and_may_be_said_twice(seen: Seen, node: SimulatedNode) -> None:
@@ -191,10 +200,7 @@ def test_one_that_is_forgotten_ends_its_thread(seen: Seen, node: SimulatedNode) 
     gc.collect()
 
     assert gone() is None
-    deadline = time.monotonic() + 5.0
-    while collector_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not collector_threads()
+    assert becomes(lambda: not collector_threads())
 
 
 def test_a_program_that_forgets_it_ends_without_a_word() -> None:
@@ -239,6 +245,29 @@ def test_a_forked_child_starts_anew_and_leaves_the_parent_alone(
 
         assert collector.refresh_and_wait(timeout_seconds=10.0)
         assert seen.health("a") == "up"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_that_frees_it_takes_no_connection_from_the_parent(
+    seen: Seen, node: SimulatedNode
+) -> None:
+    node.freeze()
+    holder = [Collector([at(node)], seen, timeout_seconds=30.0, monitor_vram=False)]
+    try:
+        holder[0].start()
+        assert becomes(lambda: node.open_connections >= 3)
+        if (child := os.fork()) == 0:
+            holder.clear()
+            gc.collect()
+            os._exit(0)
+        os.waitpid(child, 0)
+
+        node.thaw()
+        holder[0].wait_first(5.0)
+        assert seen.health("a") == "up"
+    finally:
+        holder[0].stop()
 
 
 # ------------------------------------------------------------------- what it sees

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
+from types import FunctionType
 from typing import Any
 
 import httpx
@@ -54,8 +55,8 @@ class Wire(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        answer: Any = self.answers[request.url.path.rpartition("/")[2]]
-        if callable(answer):
+        answer = self.answers[request.url.path.rpartition("/")[2]]
+        if isinstance(answer, FunctionType):
             answer = await answer(request)
         if isinstance(answer, Exception):
             raise answer
