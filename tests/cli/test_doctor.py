@@ -80,6 +80,13 @@ def test_whatever_is_wrong_comes_with_what_to_do() -> None:
     assert all(finding.do for finding in bad(findings))
 
 
+def test_what_is_the_same_on_several_nodes_is_said_once() -> None:
+    findings = checks.check(look(healthy("a"), healthy("b"), snapshot("c", version="0.31.0")))
+
+    versions = [finding.nodes for finding in findings if finding.check == "version"]
+    assert versions == [("a", "b"), ("c",)]
+
+
 # ---------------------------------------------------------------------- settings
 
 

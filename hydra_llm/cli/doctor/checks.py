@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from urllib.parse import urlsplit
 
@@ -481,8 +482,14 @@ CHECKS: tuple[Check, ...] = (
 
 
 def check(look: Look, checks: Iterable[Check] = CHECKS) -> list[Finding]:
-    """Every finding of every check."""
-    return [finding for one in checks for finding in one(look)]
+    """Every finding of every check; what is the same on several nodes is said once."""
+    merged: dict[tuple[str, ...], Finding] = {}
+    for finding in (finding for one in checks for finding in one(look)):
+        same = (finding.level, finding.check, finding.says, finding.do)
+        before = merged.get(same)
+        nodes = finding.nodes if before is None else before.nodes + finding.nodes
+        merged[same] = replace(finding, nodes=nodes)
+    return list(merged.values())
 
 
 def listed(names: Sequence[str]) -> str:
