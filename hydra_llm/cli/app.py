@@ -281,7 +281,7 @@ def demo(
 
     Exit code: 0 if everything held that is claimed, else 1.
     """
-    from hydra_llm.cli.demo import run_demo
+    from hydra_llm.cli.demo.choosing import run_demo
 
     with told_in_one_line(debug=debug):
         held = run_demo(nodes=node, speed=speed, as_json=as_json)
