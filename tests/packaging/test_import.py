@@ -24,9 +24,11 @@ print(json.dumps({"seen": seen, "took": took, "modules": sorted(sys.modules)}))
 """
 
 # What needs an extra may ask for it; the rest must do with what `pip install hydra-llm` brings.
+# httpx has a command line too, and loads click and rich for it wherever they are installed.
 IMPORT_THE_CORE = """
 import json, pkgutil, sys
 
+import httpx
 before = set(sys.modules)
 import hydra_llm
 for module in pkgutil.walk_packages(hydra_llm.__path__, "hydra_llm."):
