@@ -91,10 +91,15 @@ def configured(evidence: Evidence) -> VramFigures | None:
 
 
 def at_least(evidence: Evidence) -> VramFigures | None:
-    """What its models were seen to hold is there; how much more, and what is free, is unknown."""
+    """
+    What its models were seen to hold, as a remark only.
+
+    It is there for certain, but a bound is no total: both figures stay unknown.
+    """
     if not evidence.most_loaded_bytes:
         return None
-    return VramFigures(evidence.most_loaded_bytes, None, "/api/ps (at least)", evidence.loaded_at)
+    remark = f"/api/ps: at least {evidence.most_loaded_bytes / GB:.1f} GB"
+    return VramFigures(None, None, remark, evidence.loaded_at)
 
 
 SOURCES: tuple[MemorySource, ...] = (measured, configured, at_least)

@@ -393,6 +393,16 @@ def test_https_to_a_plain_server_is_down_with_the_context_that_was_made_for_it(
     assert seen.health("tls") == "down"
 
 
+def test_a_tls_handshake_that_hangs_leaves_no_connection_behind(seen: Seen) -> None:
+    with mute() as hung:
+        secure = Node(hung.url.replace("http:", "https:"), id="tls")
+        with collecting(seen, secure, timeout_seconds=0.2, interval_seconds=0.1) as collector:
+            collector.start()
+            seen.wait(lambda: len(seen.all) >= 2)
+
+    assert "gave no answer" in seen.all[0].health_reason
+
+
 def test_no_tls_context_is_made_for_plain_nodes(seen: Seen, node: SimulatedNode) -> None:
     def make() -> ssl.SSLContext:
         raise AssertionError("not needed")

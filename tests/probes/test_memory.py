@@ -99,10 +99,10 @@ def test_a_node_configured_without_vram_is_a_known_zero(loaded: Any) -> None:
     assert vram_figures(Evidence(node=node(0), loaded=loaded))[:3] == (0, 0, "config")
 
 
-def test_what_was_ever_loaded_is_a_floor_for_the_total_and_tells_nothing_of_the_rest() -> None:
+def test_what_was_ever_loaded_is_a_remark_and_no_total() -> None:
     seen = Evidence(node=node(), loaded={}, loaded_at=3.0, most_loaded_bytes=6 * GB)
 
-    assert vram_figures(seen) == VramFigures(6 * GB, None, "/api/ps (at least)", 3.0)
+    assert vram_figures(seen) == VramFigures(None, None, "/api/ps: at least 6.0 GB", 3.0)
 
 
 # What is configured caps what is measured.
