@@ -441,6 +441,9 @@ def _request(
     json: Mapping[str, Any] | None = None,
     content: Any = None,
 ) -> httpx.Request:
+    if client.is_closed:
+        # In httpx's own words and type, since that is what ollama's client raises.
+        raise RuntimeError("Cannot send a request, as the client has been closed.")
     extensions: dict[str, Any] = {"timeout": client.timeout.as_dict(), WORDS_EXTENSION: words}
     if json is not None:
         extensions[PAYLOAD_EXTENSION] = json

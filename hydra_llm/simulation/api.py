@@ -87,6 +87,7 @@ class OllamaApi:
         server: what schedules and computes.
         models: what is installed.
         wall_at: turns the server model's time into seconds since 1970.
+        speed: simulated seconds in a second of the client's clock.
     """
 
     def __init__(
@@ -95,10 +96,12 @@ class OllamaApi:
         models: Mapping[str, SimulatedModel],
         *,
         wall_at: Callable[[float], float],
+        speed: float = 1.0,
     ) -> None:
         self.server = server
         self.models = dict(models)
         self._wall_at = wall_at
+        self._speed = speed
         self._number = 0
         self._watch = False
 
@@ -338,6 +341,7 @@ class OllamaApi:
             prompt_tokens=len(prompt),
             is_modern=self.settings.is_modern,
             number=self._number,
+            speed=self._speed,
         )
         exchange = writer(context)
         job = Job(
@@ -463,7 +467,8 @@ class OllamaApi:
         if not model.is_embedding and self.settings.is_modern:
             text = "This server does not support embeddings. Start it with `--embeddings`"
             raise RequestError(501, text)
-        wanted = Embedding(path, asked, model, texts, self._num_ctx(model, asked))
+        num_ctx = self._num_ctx(model, asked)
+        wanted = Embedding(path, asked, model, texts, num_ctx, self._speed)
         if wanted.is_too_long and asked.body.get("truncate") is False:
             raise RequestError(400, "the input length exceeds the context length")
         self._number += 1

@@ -34,6 +34,7 @@ class Embedding:
     model: SimulatedModel
     texts: Sequence[str]
     num_ctx: int
+    speed: float = 1.0
 
     @property
     def token_count(self) -> int:
@@ -61,8 +62,8 @@ class Embedding:
         return {
             "model": self.asked.model,
             "embeddings": vectors,
-            "total_duration": round(ticket.total_s * 1e9) + 1,
-            "load_duration": round(ticket.load_s * 1e9) + 1,
+            "total_duration": round(ticket.total_s / self.speed * 1e9) + 1,
+            "load_duration": round(ticket.load_s / self.speed * 1e9) + 1,
             "prompt_eval_count": self.token_count,
         }
 

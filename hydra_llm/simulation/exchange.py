@@ -48,6 +48,8 @@ class Context:
     number: int
     """Makes ids: the same node gives the same ones for the same requests."""
     wall: Callable[[], float] = time.time
+    speed: float = 1.0
+    """Simulated seconds in a second of the client's clock, in which durations are told."""
 
 
 class Exchange(ABC):
@@ -173,14 +175,14 @@ class Writer(Exchange):
 
     def durations(self) -> dict[str, int]:
         """Give the last line's counters; those that are 0 are left out."""
-        ticket = self.ticket
+        ticket, speed = self.ticket, self.context.speed
         counters = {
-            "total_duration": _ns(ticket.total_s + _OVERHEAD_S),
-            "load_duration": _ns(ticket.load_s + _OVERHEAD_S),
+            "total_duration": _ns((ticket.total_s + _OVERHEAD_S) / speed),
+            "load_duration": _ns((ticket.load_s + _OVERHEAD_S) / speed),
             "prompt_eval_count": self.context.prompt_tokens,
-            "prompt_eval_duration": _ns(ticket.prompt_eval_s),
+            "prompt_eval_duration": _ns(ticket.prompt_eval_s / speed),
             "eval_count": len(self.context.answer.tokens),
-            "eval_duration": _ns(ticket.eval_s),
+            "eval_duration": _ns(ticket.eval_s / speed),
         }
         return {name: value for name, value in counters.items() if value}
 

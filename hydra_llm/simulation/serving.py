@@ -207,7 +207,8 @@ class NodeServing:
             self._loop.call_later(seconds, what)
 
     def _new_api(self) -> OllamaApi:
-        return OllamaApi(OllamaServer(self.settings), self.models, wall_at=self._wall_at)
+        server = OllamaServer(self.settings)
+        return OllamaApi(server, self.models, wall_at=self._wall_at, speed=self._speed)
 
     # ------------------------------------------------------------------ what is so
 

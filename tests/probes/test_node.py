@@ -35,6 +35,8 @@ SHOW = {
     },
 }
 
+SOON = 0.3
+
 STRANGE = "/api/tags is something that no Ollama server sends"
 
 Answer = httpx.Response | Exception | Any
@@ -91,7 +93,8 @@ def probe_of(
         wire,
         shown=ShowCache() if shown is None else shown,
         clock=Clock() if clock is None else clock,
-        **{"timeout_seconds": 0.05, **about},
+        # Only what waits for silence is in a hurry: the machine may be busy.
+        **{"timeout_seconds": SOON if silence in wire.answers.values() else 30.0, **about},
     )
 
 
@@ -126,7 +129,7 @@ async def test_what_is_seen_is_as_old_as_the_beginning_of_the_round() -> None:
     assert (seen.observed_at, clock.now) == (100.0, 101.0)
 
 
-async def test_the_floor_of_the_memory_stays_when_models_are_unloaded() -> None:
+async def test_the_remark_on_memory_stays_when_models_are_unloaded() -> None:
     wire = Wire()
     probe = probe_of(wire)
     await probe.probe()
@@ -134,8 +137,8 @@ async def test_the_floor_of_the_memory_stays_when_models_are_unloaded() -> None:
 
     seen = await probe.probe()
 
-    assert seen.total_vram_bytes == 5 * GB + GPU_OVERHEAD_BYTES
-    assert (seen.free_vram_bytes, seen.vram_source) == (None, "/api/ps (at least)")
+    assert (seen.total_vram_bytes, seen.free_vram_bytes) == (None, None)
+    assert seen.vram_source == "/api/ps: at least 5.5 GB"
 
 
 # ---------------------------------------------------------------- parts that fail
@@ -151,14 +154,15 @@ async def test_a_node_without_a_version_is_up(answer: Answer) -> None:
 async def test_a_hung_runner_that_blocks_ps_leaves_the_node_up() -> None:
     seen = await look(ps=silence)
 
-    assert verdict(seen) == ("up", "/api/ps gave no answer in 0.05 s")
+    assert verdict(seen) == ("up", "/api/ps gave no answer in 0.3 s")
     assert seen.loaded is None
     assert seen.installed
 
 
 async def test_while_ps_is_silent_what_it_last_said_counts_with_its_age() -> None:
     clock, wire = Clock(), Wire()
-    probe = probe_of(wire, Node("http://rig:11434", id="rig", vram_gb=24), clock=clock)
+    node = Node("http://rig:11434", id="rig", vram_gb=24)
+    probe = probe_of(wire, node, clock=clock, timeout_seconds=SOON)
     before = await probe.probe()
     wire.answers["ps"], clock.now = silence, 200.0
 
@@ -170,7 +174,8 @@ async def test_while_ps_is_silent_what_it_last_said_counts_with_its_age() -> Non
 
 async def test_what_was_loaded_before_a_node_went_down_is_not_counted_after_it() -> None:
     wire = Wire()
-    probe = probe_of(wire, Node("http://rig:11434", id="rig", vram_gb=24))
+    node = Node("http://rig:11434", id="rig", vram_gb=24)
+    probe = probe_of(wire, node, timeout_seconds=SOON)
     await probe.probe()
     wire.answers["tags"] = httpx.ConnectError("x")
     await probe.probe()
@@ -204,7 +209,7 @@ CERTIFICATE.verify_message = "self-signed certificate"
         (caused_by(ssl.SSLError(1, "x")), "the TLS handshake failed"),
         (httpx.ConnectError("x"), "no connection"),
         (httpx.ReadError("x"), "the connection broke"),
-        (httpx.ConnectTimeout("x"), "/api/tags gave no answer in 0.05 s"),
+        (httpx.ConnectTimeout("x"), "/api/tags gave no answer in 30 s"),
         (httpx.RemoteProtocolError("Server disconnected without ..."), "the connection broke"),
         (RuntimeError("x"), "it could not be asked (RuntimeError)"),
     ],
@@ -216,7 +221,7 @@ async def test_a_node_that_cannot_be_reached_is_down(error: Exception, reason: s
 async def test_a_silent_node_is_down_after_the_timeout() -> None:
     seen = await look(tags=silence, version=silence, ps=silence)
 
-    assert verdict(seen) == ("down", "/api/tags gave no answer in 0.05 s")
+    assert verdict(seen) == ("down", "/api/tags gave no answer in 0.3 s")
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
@@ -282,7 +287,8 @@ async def test_a_body_that_trickles_in_does_not_outlast_the_timeout() -> None:
             yield b" "
             await asyncio.sleep(0.01)
 
-    seen = await look(tags=httpx.Response(200, content=trickle()))
+    wire = Wire(tags=httpx.Response(200, content=trickle()))
+    seen = await probe_of(wire, timeout_seconds=SOON).probe()
 
     assert seen.health == "down"
 
@@ -448,7 +454,7 @@ async def test_a_driver_that_hangs_is_not_waited_for_nor_asked_twice() -> None:
     gpus = Gpus(lambda: (release.wait(10.0), ((), ()))[1])
     local = LocalMemory(clock=Clock(), reader=gpus, host=host)
 
-    probe = probe_of(Wire(), local=local)
+    probe = probe_of(Wire(), local=local, timeout_seconds=SOON)
     seen = [await probe.probe(), await probe.probe()]
     local.close()
     release.set()
