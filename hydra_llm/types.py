@@ -123,18 +123,7 @@ class Node:
 
     def answers_to(self, name: str) -> bool:
         """Whether ``name`` is this node's id, host, host:port or URL."""
-        if name == self.id:
-            return True
-        wanted = name.strip().lower().rstrip("/")
-        split = urlsplit(self.url)
-        if wanted in (self.id.lower(), self.host, split.netloc.lower(), self.url.lower()):
-            return True
-        if "://" not in wanted:
-            return False
-        try:
-            return _parse_url(wanted)[0].lower() == self.url.lower()
-        except ConfigurationError:
-            return False
+        return name == self.id or _names_node(name, self.id, self.url)
 
     def __repr__(self) -> str:
         parts = [repr(self.url)]
@@ -148,6 +137,20 @@ class Node:
             if (value := getattr(self, name))
         ]
         return f"Node({', '.join(parts)})"
+
+
+@lru_cache(maxsize=4096)
+def _names_node(name: str, node_id: str, url: str) -> bool:
+    wanted = name.strip().lower().rstrip("/")
+    split = urlsplit(url)
+    if wanted in (node_id.lower(), split.hostname, split.netloc.lower(), url.lower()):
+        return True
+    if "://" not in wanted:
+        return False
+    try:
+        return _parse_url(wanted)[0].lower() == url.lower()
+    except ConfigurationError:
+        return False
 
 
 class _Secrets(Mapping[str, str]):

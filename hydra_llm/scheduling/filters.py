@@ -11,7 +11,7 @@ from typing import Protocol
 
 from hydra_llm.scheduling.memory import memory_need_bytes
 from hydra_llm.scheduling.moment import Moment
-from hydra_llm.types import GB, InferenceRequest, NodeSnapshot, Rejection, masked_url
+from hydra_llm.types import GB, InferenceRequest, NodeSnapshot, Rejection
 
 
 class Filter(Protocol):
@@ -132,7 +132,7 @@ def is_pinned_elsewhere(
     """Reject every node but the one that ``node_id`` names."""
     if request.node_id is None or node.node.answers_to(request.node_id):
         return None
-    return Rejection(node.id, PINNED_ELSEWHERE, f"node_id={masked_url(request.node_id)!r}")
+    return Rejection(node.node.id, PINNED_ELSEWHERE)
 
 
 def vram_available_to(request: InferenceRequest, node: NodeSnapshot) -> int | None:
