@@ -265,7 +265,7 @@ def demo(
     *,
     speed: Annotated[
         float,
-        typer.Option("--speed", min=0.1, max=50.0, help="How fast simulated nodes compute."),
+        typer.Option("--speed", min=0.1, max=20.0, help="How fast simulated nodes compute."),
     ] = 1.0,
     node: options.Nodes = None,
     as_json: Annotated[

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from hydra_llm.config import HydraSettings
 from hydra_llm.exceptions import HydraError, NoEligibleNodeError, StreamBrokenError
 from hydra_llm.router import Router
 from hydra_llm.scheduling import RoutingDecision
-from hydra_llm.testing import SimulatedCluster, TokenFault
+from hydra_llm.testing import SimulatedCluster, SimulatedNode, TokenFault
 
 CHAT = "qwen3:8b"
 BIG = "mistral-small:24b"
@@ -249,28 +251,31 @@ def this_machine_first(play: Play) -> None:
 def priorities(play: Play) -> None:
     """Under load: priority.
 
-    All go to rack, which answers one at a time. A long request occupies it; four patient
-    ones come, and four urgent ones after them.
+    All go to rack, which answers one at a time. One request occupies it; four patient ones
+    come, and four urgent ones after them. rack is held still until all nine are there.
     """
-    stage = play.stage
+    stage, rack, everyone = play.stage, play.cluster["rack"], 2 * OF_EACH + 1
     stage.call("9 × client.chat", repr(CHAT), "messages", "node_id='rack'", "priority=...")
-    with ThreadPoolExecutor(2 * OF_EACH + 1) as threads, stage.waiting("nine requests at once ..."):
+    with ThreadPoolExecutor(everyone) as threads, stage.waiting("nine requests at once ..."):
         answered: list[_Answered] = []
 
-        def ask(name: str, priority: int, tokens: int = ANSWER_TOKENS) -> None:
+        def ask(name: str, priority: int) -> None:
             began = time.monotonic()
             words: dict[str, Any] = {"node_id": "rack", "pin": "require", "priority": priority}
-            stage.client.chat(CHAT, PROMPT, options={"num_predict": tokens}, **words)
+            stage.client.chat(CHAT, PROMPT, options={"num_predict": ANSWER_TOKENS}, **words)
             answered.append(_Answered(name, priority, time.monotonic() - began))
 
-        asks = [threads.submit(ask, "occupies the node", 5, 4 * ANSWER_TOKENS)]
+        # On a slow machine, or with a high --speed, the first would be answered before the
+        # last has come, and nobody would have to wait.
+        rack.freeze()
+        asks = [threads.submit(ask, "occupies the node", 5)]
         stage.until(lambda: stage.router.in_flight > 0, seconds=5)
         for number in range(1, OF_EACH + 1):
             asks.append(threads.submit(ask, f"patient {number}", PATIENT))
             stage.until(lambda n=number: stage.router.waiting >= n, seconds=2)  # type: ignore[misc]
-        for number in range(1, OF_EACH + 1):
-            asks.append(threads.submit(ask, f"urgent {number}", URGENT))
-            time.sleep(0.01)
+        asks += [threads.submit(ask, f"urgent {n}", URGENT) for n in range(1, OF_EACH + 1)]
+        stage.until(lambda: stage.router.in_flight + stage.router.waiting == everyone, seconds=5)
+        rack.thaw()
         for asked in asks:
             asked.result()
     order = plain_table()
@@ -289,7 +294,7 @@ def priorities(play: Play) -> None:
     )
     stage.claim(
         "nobody was forgotten",
-        len(answered) == 2 * OF_EACH + 1 and not stage.router.in_flight + stage.router.waiting,
+        len(answered) == everyone and not stage.router.in_flight + stage.router.waiting,
         f"{len(answered)} answers, {stage.router.in_flight} still in flight",
     )
 
@@ -302,17 +307,13 @@ def killed_nodes(play: Play) -> None:
     error, and what was received stands.
     """
     stage = play.stage
-    victim = stage.router.explain(CHAT).selected_node
-    assert victim is not None
-    play.cluster[victim].inject(TokenFault(after=10, times=1))
-    stage.console.print()
-    stage.say(f"{victim} will be killed after 10 tokens of the next answer.", "yellow")
-    answer = stage.chat(CHAT)
+    with _killing_whoever_answers(play, after=10) as killed:
+        answer = stage.chat(CHAT)
     decision = answer.routing_decision
     stage.claim(
         "not streaming: another node answered, in full",
         [a.outcome == "ok" for a in decision.attempts] == [False, True]
-        and decision.attempts[0].node_id == victim != decision.selected_node
+        and killed == [decision.attempts[0].node_id] != [decision.selected_node]
         and bool(answer.done),
         " then ".join(f"{a.node_id} {a.outcome} ({a.seconds:.1f} s)" for a in decision.attempts),
     )
@@ -321,27 +322,23 @@ def killed_nodes(play: Play) -> None:
 
 def _kill_in_mid_stream(play: Play) -> None:
     stage = play.stage
-    victim = stage.router.explain(CHAT).selected_node
-    assert victim is not None
-    play.cluster[victim].inject(TokenFault(after=12, times=1))
-    stage.console.print()
-    stage.say(f"{victim} will be killed after 12 tokens of the next answer.", "yellow")
-    stage.call("client.chat", repr(CHAT), "messages", stream=True)
     asked, parts = play.asked(), 0
     text = ""
     error: HydraError | None = None
-    try:
-        options = {"num_predict": ANSWER_TOKENS}
-        for part in stage.client.chat(CHAT, PROMPT, stream=True, options=options):
-            parts += 1
-            text += (part.message.thinking or "") + (part.message.content or "")
-    except HydraError as caught:
-        error = caught
-        stage.error(caught)
+    with _killing_whoever_answers(play, after=12) as killed:
+        stage.call("client.chat", repr(CHAT), "messages", stream=True)
+        try:
+            options = {"num_predict": ANSWER_TOKENS}
+            for part in stage.client.chat(CHAT, PROMPT, stream=True, options=options):
+                parts += 1
+                text += (part.message.thinking or "") + (part.message.content or "")
+        except HydraError as caught:
+            error = caught
+            stage.error(caught)
     stage.claim(
         "streaming: an error names the node and how much had come",
         isinstance(error, StreamBrokenError)
-        and error.node_id == victim
+        and [error.node_id] == killed
         and error.parts == parts > 0,
         f"{_kind(error)}: {getattr(error, 'node_id', '?')} after "
         f"{getattr(error, 'parts', '?')} parts; {parts} received",
@@ -351,6 +348,27 @@ def _kill_in_mid_stream(play: Play) -> None:
         bool(text) and play.asked() == asked + 1,
         f"{len(text)} characters kept, {play.asked() - asked} request sent",
     )
+
+
+@contextmanager
+def _killing_whoever_answers(play: Play, *, after: int) -> Iterator[list[str]]:
+    """Kill the first node that has said so many tokens; the list then names it."""
+    killed: list[str] = []
+
+    def kill(node: SimulatedNode) -> None:
+        if not killed:
+            killed.append(node.id)
+            node.kill()
+
+    play.stage.console.print()
+    play.stage.say(f"Whichever node answers is killed after {after} tokens.", "yellow")
+    for node in play.cluster:
+        node.inject(TokenFault(after=after, action=kill))
+    try:
+        yield killed
+    finally:
+        for node in play.cluster:
+            node.clear_faults()
 
 
 def coming_back(play: Play) -> None:
