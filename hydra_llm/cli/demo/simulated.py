@@ -251,8 +251,8 @@ def this_machine_first(play: Play) -> None:
 def priorities(play: Play) -> None:
     """Under load: priority.
 
-    All go to rack, which answers one at a time. One request occupies it; four patient ones
-    come, and four urgent ones after them. rack is held still until all nine are there.
+    All go to rack, which answers one at a time, and is held still until nine are there: a
+    usual one first, then four patient ones, and four urgent ones last.
     """
     stage, rack, everyone = play.stage, play.cluster["rack"], 2 * OF_EACH + 1
     stage.call("9 × client.chat", repr(CHAT), "messages", "node_id='rack'", "priority=...")
@@ -268,7 +268,7 @@ def priorities(play: Play) -> None:
         # On a slow machine, or with a high --speed, the first would be answered before the
         # last has come, and nobody would have to wait.
         rack.freeze()
-        asks = [threads.submit(ask, "occupies the node", 5)]
+        asks = [threads.submit(ask, "usual", 5)]
         stage.until(lambda: stage.router.in_flight > 0, seconds=5)
         for number in range(1, OF_EACH + 1):
             asks.append(threads.submit(ask, f"patient {number}", PATIENT))
