@@ -219,9 +219,11 @@ class Dispatch:
 
     def outgoing(self, incoming: httpx.Request) -> httpx.Request:
         """The request as it goes to the node of the present attempt."""
-        return outgoing_request(
-            self.node, incoming, self._body_for(self.lease.placement), self.timeouts(incoming)
-        )
+        timeouts = self.timeouts(incoming)
+        # Until something comes nothing renews the lease: it has to outlive the silence.
+        self.lease.renew(self._clock() + (timeouts["read"] or 0.0))
+        body = self._body_for(self.lease.placement)
+        return outgoing_request(self.node, incoming, body, timeouts)
 
     def _body_for(self, placement: Placement) -> bytes:
         call = self.call
@@ -235,18 +237,25 @@ class Dispatch:
         ):
             return self._body
         payload, body = with_context(call.payload, self._body, placement.context_length)
-        return body if body is not None else encode(payload)
+        if body is not None:
+            return body
+        try:
+            return encode(payload)
+        except ValueError:  # what Python reads and cannot write: NaN, half a surrogate pair
+            return self._body
 
     def timeouts(self, incoming: httpx.Request) -> dict[str, float | None]:
         """Connect, write and first byte; the caller's own limits and deadline are kept too."""
         settings = self._router.settings
         asked: Mapping[str, float | None] = incoming.extensions.get("timeout") or {}
         left = self.seconds_left()
+        is_stream = self.call.framing is not Framing.JSON
+        silence = settings.first_byte_timeout if is_stream else settings.whole_answer_timeout
         return {
             "connect": _least(asked.get("connect"), settings.connect_timeout, left),
             "pool": None,
             "write": _least(asked.get("write"), settings.stream_idle_timeout, left),
-            "read": _least(asked.get("read"), settings.first_byte_timeout, left),
+            "read": _least(asked.get("read"), silence, left),
         }
 
     def idle_timeout(self, incoming: httpx.Request) -> float | None:

@@ -86,7 +86,7 @@ class _Base:
         if payload is None and body:
             try:
                 payload = json.loads(body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 payload = None
         path = request.url.path
         return read_call(request.method, path, payload if isinstance(payload, dict) else None)
@@ -663,7 +663,7 @@ def _whole_answer(dispatch: Dispatch, response: httpx.Response, data: bytes) -> 
     node, call = dispatch.node, dispatch.call
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise NodeProtocolError(
             f"{node.id} answered with something that is no JSON", node_id=node.id, node_url=node.url
         ) from None
@@ -740,7 +740,7 @@ def _document(response: httpx.Response) -> dict[str, Any] | None:
     assert isinstance(response.stream, httpx.ByteStream)
     try:
         document = json.loads(b"".join(response.stream))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

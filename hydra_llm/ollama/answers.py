@@ -15,7 +15,6 @@ MAX_LINE_BYTES = 8 * 1024 * 1024
 """A line longer than this is nothing that Ollama sends."""
 
 _END_MARKS = (
-    b"data: [DONE]",
     b'"type":"message_stop"',
     b'"type":"response.completed"',
     b'"type":"response.incomplete"',
@@ -86,13 +85,16 @@ class AnswerReader:
         elif b'"error"' in line[:16]:
             self.error = error_text(line)
         elif b'"status":"success"' in line or b'"status": "success"' in line:
-            self.is_complete = True
+            # A tool's arguments are no string: they may hold the very same bytes.
+            document = _object(line)
+            self.is_complete |= document is not None and document.get("status") == "success"
 
     def _event(self, line: bytes) -> None:
         if not line.startswith(b"data:"):
             return
         self.parts += 1
-        if any(mark in line for mark in _END_MARKS):
+        # Nothing in it is escaped, so it is the end only where it stands alone.
+        if line[5:].strip() == b"[DONE]" or any(mark in line for mark in _END_MARKS):
             self.is_complete = True
         if b'"usage":{' in line or b'"usage": {' in line:
             document = _object(line[5:])
@@ -106,7 +108,7 @@ class AnswerReader:
 def _object(data: bytes) -> dict[str, Any] | None:
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

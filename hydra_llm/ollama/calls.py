@@ -168,13 +168,22 @@ def read_call(method: str, path: str, payload: Mapping[str, Any] | None) -> Call
 def _runner_options(options: Mapping[str, Any]) -> RunnerOptions:
     found: dict[str, Any] = {}
     for name in ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread"):
-        value = options.get(name)
-        # A wrong type is Ollama's to refuse.
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[name] = int(value)
+        value = _whole(options.get(name))
+        if value is not None:
+            found[name] = value
     if isinstance(options.get("use_mmap"), bool):
         found["use_mmap"] = options["use_mmap"]
     return RunnerOptions(**found) if found else NO_OPTIONS
+
+
+def _whole(value: object) -> int | None:
+    """A number, cut as Ollama cuts it; None for what is none, which is Ollama's to refuse."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return int(value)
+    except (ValueError, OverflowError):  # NaN and Infinity, which Python's JSON reads
+        return None
 
 
 def _output_limit(payload: Mapping[str, Any], options: object) -> int | None:
@@ -182,10 +191,9 @@ def _output_limit(payload: Mapping[str, Any], options: object) -> int | None:
     for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
         if limit is None:
             limit = payload.get(name)
+    limit = _whole(limit)
     # Negative means "until done".
-    if isinstance(limit, (int, float)) and limit >= 0:
-        return int(limit)
-    return None
+    return limit if limit is not None and limit >= 0 else None
 
 
 def _capabilities(payload: Mapping[str, Any]) -> frozenset[str]:
@@ -243,7 +251,9 @@ BLOCK_CHARACTERS = (1024, 4096, 16_384, 65_536)
 def _prompt_parts(payload: Mapping[str, Any]) -> tuple[PromptPart, ...]:
     """The prompt's beginnings, shortest first. Only hashes and counts are kept."""
     parts: list[PromptPart] = []
-    seed = hash(("tools", len(payload.get("tools") or ()), str(payload.get("system") or "")))
+    tools = payload.get("tools")
+    count = len(tools) if isinstance(tools, list) else 0
+    seed = hash(("tools", count, str(payload.get("system") or "")))
     tokens = 0
     messages = _messages(payload)
     if messages:
@@ -251,7 +261,7 @@ def _prompt_parts(payload: Mapping[str, Any]) -> tuple[PromptPart, ...]:
             if isinstance(message, Mapping):
                 text = _text_of(message.get("content"))
                 images = _images_of(message)
-                seed = hash((seed, message.get("role"), text, images))
+                seed = hash((seed, str(message.get("role")), text, images))
             else:
                 text, images = str(message), 0
                 seed = hash((seed, text))
@@ -278,6 +288,10 @@ def with_context(
     Returns the payload and, where it could be had without encoding all of it again, the body.
     """
     options = payload.get("options")
+    if options is not None and not isinstance(options, Mapping):
+        return payload, body  # a wrong type is Ollama's to refuse
+    if options and options.get("num_ctx") is not None:
+        return payload, body  # the caller's own, even one that Ollama will refuse
     if not options:
         changed = {**payload, "options": {"num_ctx": context_length}}
         start = body.find(b"{")
