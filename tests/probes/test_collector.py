@@ -116,9 +116,11 @@ def collector_threads() -> list[str]:
 def becomes(so: Callable[[], bool], seconds: float = 5.0) -> bool:
     """Whether it is so in that time; the other end of a connection closes when it can."""
     deadline = time.monotonic() + seconds
-    while not so() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if so():
+            return True
         time.sleep(0.005)
-    return so()
+    return False
 
 
 # ---------------------------------------------------------------------- life cycle
@@ -268,6 +270,29 @@ def test_a_forked_child_that_frees_it_takes_no_connection_from_the_parent(
         assert seen.health("a") == "up"
     finally:
         holder[0].stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_start_leaves_the_child_no_locked_lock(seen: Seen) -> None:
+    collector = Collector([], seen)
+    is_held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with collector._lock:
+            is_held.set()
+            release.wait(10.0)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    assert is_held.wait(5.0)
+    if (child := os.fork()) == 0:
+        collector.stop()
+        os._exit(0)
+    assert becomes(lambda: os.waitpid(child, os.WNOHANG) != (0, 0))
+    release.set()
+    holding.join(5.0)
+    collector.stop()
 
 
 # ------------------------------------------------------------------- what it sees

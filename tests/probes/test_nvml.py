@@ -192,7 +192,7 @@ def test_a_gpu_without_a_handle_is_unknown() -> None:
     "gpu",
     [
         Gpu(name="NVIDIA GB10", v1=3, v2=3),
-        Gpu(name="Orin (nvgpu)", total=0, free=0, reserved=0),
+        Gpu(name="nvgpu", total=0, free=0, reserved=0),
         Gpu(name="NVIDIA N1X", total=8128 << 20, free=8000 << 20),
     ],
     ids=["not supported", "total of zero", "small pool"],
