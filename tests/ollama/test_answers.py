@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import astuple
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_an_openai_stream_gives_its_counts_where_asked_for(version: str) -> None
 def splits(draw: st.DrawFn, body: bytes) -> list[bytes]:
     cuts = sorted(draw(st.sets(st.integers(0, len(body)), max_size=12)))
     edges = [0, *cuts, len(body)]
-    return [body[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    return [body[start:stop] for start, stop in pairwise(edges)]
 
 
 PIECES = st.sampled_from(

@@ -61,7 +61,7 @@ ROUTES: list[tuple[str, str, Route]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path", "route"), ROUTES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("method", "path", "route"), ROUTES, ids=str)
 def test_what_becomes_of_a_request_is_told_by_its_path(
     method: str, path: str, route: Route
 ) -> None:
@@ -109,7 +109,7 @@ FRAMINGS: list[tuple[str, Framing, Framing, Framing]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "absent", "yes", "no"), FRAMINGS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("path", "absent", "yes", "no"), FRAMINGS, ids=str)
 def test_the_native_api_streams_by_default_and_the_others_do_not(
     path: str, absent: Framing, yes: Framing, no: Framing
 ) -> None:
