@@ -1,0 +1,95 @@
+"""What the pages list is what there is."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hydra_llm
+from hydra_llm import exceptions, testing
+from hydra_llm.scheduling import Prices
+from hydra_llm.words import RoutingWords
+from tests.docs.pages import PAGES, README, ROOT, blocks, section, table, text_of
+
+SIMULATOR = ROOT / "docs" / "simulator.md"
+ALL_TEXT = "\n".join(map(text_of, PAGES))
+
+
+@pytest.mark.parametrize("name", hydra_llm.__all__)
+def test_every_public_name_is_mentioned(name: str) -> None:
+    assert re.search(rf"\b{name}\b", ALL_TEXT)
+
+
+@pytest.mark.parametrize("name", testing.__all__)
+def test_every_name_for_tests_is_mentioned(name: str) -> None:
+    assert re.search(rf"\b{name}\b", text_of(SIMULATOR))
+
+
+def test_every_routing_word_has_its_row_and_its_default() -> None:
+    rows = table(section(README, "What you can say about a request"))
+    told = {row[0].strip("`"): row[2].strip("`") for row in rows}
+
+    assert told == {name: shown(field.default) for name, field in RoutingWords.model_fields.items()}
+
+
+def shown(default: Any) -> str:
+    if default is None or default == ():
+        return "none"
+    return f'"{default}"' if isinstance(default, str) else str(default)
+
+
+def test_preferences_are_worth_what_the_table_says() -> None:
+    rows = {row[0].strip("`"): row[3] for row in table(text_of(README)) if len(row) == 4}
+
+    assert f"({Prices().prefer_local_seconds:g} s, a setting)" in rows["prefer_local"]
+    assert f"({Prices().prefer_label_seconds:g} s, a setting)" in rows["prefer_labels"]
+
+
+def test_the_tree_of_errors_is_the_real_one() -> None:
+    [told] = [block.text for block in blocks(README, "text") if block.text.startswith("HydraError")]
+    [drawn] = re.findall(r"::\n\n(.*?)\n\n", exceptions.__doc__ or "", re.DOTALL)
+
+    assert told.strip() == textwrap.dedent(drawn).strip()
+    for name in exceptions.__all__:
+        assert name in told
+
+
+def test_the_tree_of_errors_is_that_of_the_classes() -> None:
+    [told] = [block.text for block in blocks(README, "text") if block.text.startswith("HydraError")]
+    above: dict[int, str] = {}
+    for line in told.splitlines():
+        found = re.match(r"[│├└─ ]*", line)
+        assert found is not None
+        name, depth = line[found.end() :].split()[0], found.end() // 4
+        above[depth] = name
+        if depth:
+            assert issubclass(getattr(exceptions, name), getattr(exceptions, above[depth - 1]))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name) if name else page
+        assert linked.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = text_of(ROOT / "docs" / "index.md")
+
+    for page in PAGES:
+        assert page.name == "index.md" or f"{page.name})" in index
