@@ -154,7 +154,10 @@ class HydraSettings(BaseSettings):
     connect_timeout: Seconds = 5.0
     """Seconds that a node has to accept a connection."""
     first_byte_timeout: Seconds = 300.0
-    """Seconds of silence before the first byte of an answer; loading a model falls into it."""
+    """Seconds of silence before the first byte of a stream; loading a model falls into it."""
+    whole_answer_timeout: Seconds = 1800.0
+    """Seconds of silence before an answer that comes in one piece; all of generating it falls
+    into them."""
     stream_idle_timeout: Seconds = 120.0
     """Seconds of silence inside a stream that has begun."""
     max_body_bytes: CountFromOne = 67_108_864
@@ -189,8 +192,8 @@ class HydraSettings(BaseSettings):
     retry_floor: Count = 100
     """Further attempts that are always allowed, however few the requests."""
     lease_ttl: Seconds = 600.0
-    """Seconds without a byte after which a request no longer counts as running. Keep it above
-    the two timeouts for silence."""
+    """Seconds after the end of its time limits when a request whose owner has vanished no
+    longer counts as running."""
 
     discovery_enabled: bool = False
     """Whether to look for Ollama servers on the local network."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import math
+import platform
 import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -229,7 +229,7 @@ def _parse_url(text: str) -> tuple[str, str | None]:
 def _is_this_machine(host: str) -> bool:
     if host in ("localhost", "::1") or host.startswith("127.") or host.endswith(".localhost"):
         return True
-    own = socket.gethostname().lower()
+    own = platform.node().lower()
     return host in (own, f"{own}.local", own.partition(".")[0])
 
 

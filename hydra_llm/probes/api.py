@@ -26,10 +26,11 @@ _T = TypeVar("_T")
 class ProbeError(Exception):
     """A probe that failed: what that makes of the node, and why, without any credential."""
 
-    def __init__(self, health: Health, reason: str) -> None:
+    def __init__(self, health: Health, reason: str, *, is_silence: bool = False) -> None:
         super().__init__(reason)
         self.health: Health = health
         self.reason = reason
+        self.is_silence = is_silence
 
 
 class NodeApi:
@@ -65,7 +66,8 @@ class NodeApi:
         try:
             text = await asyncio.wait_for(self._send(method, path, body), self._timeout)
         except (asyncio.TimeoutError, httpx.TimeoutException):
-            raise ProbeError("down", f"{path} gave no answer in {self._timeout:g} s") from None
+            reason = f"{path} gave no answer in {self._timeout:g} s"
+            raise ProbeError("down", reason, is_silence=True) from None
         except ProbeError:
             raise
         except Exception as error:

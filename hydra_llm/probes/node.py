@@ -53,6 +53,7 @@ class NodeProbe:
         self._loaded_at: float | None = None
         self._most_loaded_bytes = 0
         self._last: Observation | None = None
+        self._was_silent = False
 
     def __repr__(self) -> str:
         return f"<NodeProbe {self.node.id}>"
@@ -106,6 +107,11 @@ class NodeProbe:
         return self._last
 
     def _not_up(self, began: float, trouble: ProbeError) -> Observation:
+        if trouble.is_silence and self._last is not None and not self._was_silent:
+            # A busy node misses a probe now and then; a refused connection is a fact. What was
+            # last seen stays, with its age, until it is silent a second time.
+            self._was_silent = True
+            return replace(self._last, loaded=None, health_reason=trouble.reason)
         # Who comes back has empty runners, unless a probe says else.
         self._loaded = self._loaded_at = self._last = None
         return Observation(
@@ -136,6 +142,7 @@ class NodeProbe:
                 most_loaded_bytes=self._most_loaded_bytes,
             )
         )
+        self._was_silent = False
         self._last = Observation(
             node_id=self.node.id,
             observed_at=began,

@@ -224,6 +224,28 @@ async def test_a_silent_node_is_down_after_the_timeout() -> None:
     assert verdict(seen) == ("down", "/api/tags gave no answer in 0.3 s")
 
 
+async def test_one_silence_of_a_node_that_was_up_is_forgiven_and_a_second_is_not() -> None:
+    wire, clock = Wire(), Clock()
+    probe = probe_of(wire, clock=clock, timeout_seconds=SOON)
+    first = await probe.probe()
+    said = dict(wire.answers)
+    wire.answers.update(tags=silence, version=silence, ps=silence)
+    clock.now += 5.0
+
+    once = await probe.probe()
+    twice = await probe.probe()
+    wire.answers.update(said)
+    again = await probe.probe()
+    wire.answers.update(tags=silence)
+
+    assert verdict(once) == ("up", "/api/tags gave no answer in 0.3 s")
+    # What is shown is as old as it is.
+    assert (once.observed_at, once.loaded) == (first.observed_at, None)
+    assert verdict(twice) == ("down", "/api/tags gave no answer in 0.3 s")
+    assert verdict(again) == ("up", "")
+    assert verdict(await probe.probe())[0] == "up"
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
 async def test_a_node_that_says_later_or_fails_is_down(status: int) -> None:
     seen = await look(tags=httpx.Response(status, text="<html>"))

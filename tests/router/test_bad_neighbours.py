@@ -85,7 +85,7 @@ def test_a_request_sent_to_a_node_that_hangs_moves_on_when_its_time_is_over(
     cluster: SimulatedCluster,
 ) -> None:
     with (
-        make_router(cluster, first_byte_timeout=0.4) as router,
+        make_router(cluster, whole_answer_timeout=0.4) as router,
         Client(router=router) as client,
     ):
         router.nodes()

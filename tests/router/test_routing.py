@@ -337,7 +337,7 @@ def test_a_full_line_is_a_clear_error(cluster: SimulatedCluster) -> None:
     cluster["a"].inject(HangFault())
     nodes = [cluster["a"].node()]
     with (
-        make_router(cluster, nodes=nodes, max_queue=1, first_byte_timeout=1.0) as router,
+        make_router(cluster, nodes=nodes, max_queue=1, whole_answer_timeout=1.0) as router,
         Client(router=router) as client,
         ThreadPoolExecutor(3) as workers,
     ):
