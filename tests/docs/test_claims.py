@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import hydra_llm
 from hydra_llm import exceptions, testing
 from hydra_llm.scheduling import Prices
+from hydra_llm.simulation.catalog import known_models
 from hydra_llm.words import RoutingWords
 from tests.docs.pages import PAGES, README, ROOT, blocks, section, table, text_of
 
@@ -93,3 +96,36 @@ def test_every_page_is_in_the_index() -> None:
 
     for page in PAGES:
         assert page.name == "index.md" or f"{page.name})" in index
+
+
+def test_every_argument_of_a_simulated_node_has_its_row_and_its_default() -> None:
+    arguments = inspect.signature(testing.SimulatedNode).parameters
+    rows = table(section(SIMULATOR, "A node"))
+
+    assert {row[0].strip("`"): row[1].strip("`") for row in rows} == {
+        name: as_written(one.default) for name, one in arguments.items() if name != "id"
+    }
+
+
+def as_written(default: object) -> str:
+    return json.dumps(default) if isinstance(default, str) else repr(default).replace("'", '"')
+
+
+def test_every_fault_in_the_table_can_be_made() -> None:
+    calls = [row[0].strip("`") for row in table(section(SIMULATOR, "What goes wrong"))]
+    made = [eval(call, {**vars(testing)}) for call in calls]  # noqa: S307  our own page
+    kinds = {
+        kind
+        for name in testing.__all__
+        if isinstance(kind := getattr(testing, name), type)
+        and issubclass(kind, testing.Fault)
+        and kind is not testing.Fault
+    }
+
+    assert {type(fault) for fault in made} == kinds
+
+
+def test_the_models_that_a_plain_name_stands_for() -> None:
+    told = section(SIMULATOR, "Models and answers").partition(")")[0]
+
+    assert re.findall(r"`([\w.:-]+)`", told) == list(known_models())
