@@ -112,12 +112,28 @@ def test_the_lowest_priority_does_not_starve_beside_a_runner_that_is_never_idle(
 
 def test_a_long_line_spills_over_to_a_node_that_must_load_first() -> None:
     cluster = ledger(seen("warm", warm=(LLAMA,)), seen("cold"))
-    asked = request(output_tokens=400)
 
-    held = [cluster.acquire(asked) for _ in range(8)]
+    held = [cluster.acquire(request(output_tokens=50)) for _ in range(20)]
 
+    assert isinstance(held[2], Waiter), "at first it is sooner to wait"
     nodes = {h.node_id for h in held if isinstance(h, Lease)}
     assert nodes == {"warm", "cold"}
+
+
+def test_a_grant_that_makes_room_for_one_passed_over_is_noticed_at_once() -> None:
+    """As when it changes which node is best for the other."""
+    is_open = False
+
+    def choose(asked: InferenceRequest, nodes: Any, *_: Any) -> Placement:
+        others = len(nodes[0].running)
+        return Placement(node_id="a", has_room=is_open and (asked.priority < 9 or others > 0))
+
+    cluster = ledger(seen(), choose=choose)
+    first, second = in_line(cluster, request(priority=9)), in_line(cluster, request())
+    is_open = True
+    cluster.tick()
+
+    assert (first.state, second.state) == ("granted", "granted")
 
 
 # ------------------------------------------------------------------- how it can end
