@@ -129,6 +129,7 @@ VERBS = (
     "create_blob",
     "copy",
     "delete",
+    "systemone",
 )
 
 
@@ -243,6 +244,8 @@ class Client(ollama.Client):
     create_blob = _sync_verb("create_blob")
     copy = _sync_verb("copy")
     delete = _sync_verb("delete")
+    if hasattr(ollama.Client, "systemone"):  # newer than the oldest ollama that will do
+        systemone = _sync_verb("systemone")
 
     def web_search(self, *args: Any, **keywords: Any) -> Any:
         """Not about nodes: use ``ollama.Client``."""
@@ -324,6 +327,8 @@ class AsyncClient(ollama.AsyncClient):
     create_blob = _async_verb("create_blob")
     copy = _async_verb("copy")
     delete = _async_verb("delete")
+    if hasattr(ollama.AsyncClient, "systemone"):
+        systemone = _async_verb("systemone")
 
     async def web_search(self, *args: Any, **keywords: Any) -> Any:
         """Not about nodes: use ``ollama.AsyncClient``."""

@@ -154,7 +154,7 @@ def _openai_usage(usage: Mapping[str, Any]) -> Usage:
 
 
 _ANSWER_KEYS = frozenset(
-    {"done", "embedding", "embeddings", "choices", "data", "output", "content"}
+    {"done", "embedding", "embeddings", "choices", "data", "output", "content", "answers"}
 )
 
 

@@ -55,6 +55,7 @@ _ENDPOINTS = {
     "/v1/responses": _Endpoint(Route.INFERENCE, native=False),
     "/v1/messages": _Endpoint(Route.INFERENCE, native=False),
     "/v1/embeddings": _Endpoint(Route.INFERENCE, native=False, generates=False),
+    "/v1/systemone": _Endpoint(Route.INFERENCE, native=False, generates=False),
     "/api/show": _Endpoint(Route.MODEL),
     "/api/tags": _Endpoint(Route.CATALOGUE),
     "/api/ps": _Endpoint(Route.CATALOGUE),
