@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+
+import pytest
 
 from hydra_llm.cluster import Cluster, Lease, Waiter
 from hydra_llm.exceptions import (
@@ -23,6 +26,15 @@ from tests.helpers import LLAMA, installed, request
 
 THREADS = 16
 PATIENCE_SECONDS = 20
+
+
+@pytest.fixture(autouse=True)
+def threads_take_turns_all_the_time() -> Iterator[None]:
+    """A choice takes less than the 5 ms after which Python changes threads by itself."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
 
 
 def at_once(count: int, work: Callable[[int], None]) -> None:
