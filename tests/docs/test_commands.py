@@ -6,7 +6,6 @@ import re
 import shlex
 from collections.abc import Iterator
 
-import click
 import pytest
 import typer
 
@@ -58,12 +57,8 @@ def test_a_command_is_one(arguments: list[str]) -> None:
         return
     name, *rest = arguments
     found = program.commands[name]  # type: ignore[attr-defined]  # a group
-    with (
-        pytest.raises(click.exceptions.Exit)
-        if "--help" in rest
-        else found.make_context(name, with_placeholders(name, rest))
-    ):
-        pass
+    # Reads the arguments, and raises if one is not known or is wrong; nothing is run.
+    found.make_context(name, with_placeholders(name, rest)).close()
 
 
 def with_placeholders(name: str, rest: list[str]) -> list[str]:

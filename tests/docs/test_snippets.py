@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, Block, blocks
+from tests.docs.pages import PAGES, ROOT, Block, blocks
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 NOT_RUN = {"README.md": 1}
 """Blocks marked ``no-test``, by page; each says why."""
 
+ALONE = ("-p", "no:cacheprovider", "-p", "no:asyncio")
 Prepare = Callable[[str], str]
 
 
@@ -30,7 +34,7 @@ def is_test_file(block: Block) -> bool:
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_one_after_another(
-    page: Path, found_by_name: Prepare, pytester: pytest.Pytester
+    page: Path, found_by_name: Prepare, tmp_path: Path
 ) -> None:
     # A page is read from the top: later blocks may use what earlier ones have made.
     names: dict[str, object] = {"__name__": "__main__"}
@@ -39,7 +43,7 @@ def test_the_examples_of_a_page_run_one_after_another(
         if block.mark == "prints":
             assert printed == block.text, f"{block} is not what the example before it prints"
         elif is_run(block) and is_test_file(block):
-            run_by_pytest(block, pytester)
+            run_by_pytest(block, tmp_path)
         elif is_run(block):
             printed = run(block, found_by_name(block.text), names)
     names.clear()
@@ -56,12 +60,21 @@ def run(block: Block, text: str, names: dict[str, object]) -> str:
     return out.getvalue()
 
 
-def run_by_pytest(block: Block, pytester: pytest.Pytester) -> None:
-    """Examples of tests are run as what they are."""
-    path = pytester.makepyfile(**{f"test_line_{block.line}": block.text})
-    result = pytester.runpytest_inprocess(path, "-q", "-p", "no:cacheprovider", "-p", "no:asyncio")
+def run_by_pytest(block: Block, folder: Path) -> None:
+    """Examples of tests are run as what they are, in a process of their own."""
+    path = folder / f"test_line_{block.line}.py"
+    path.write_text(block.text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", *ALONE, str(path)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=50,
+        check=False,
+    )
     count = len(re.findall(r"^def test_", block.text, re.MULTILINE))
-    result.assert_outcomes(passed=count)
+    assert f"{count} passed in" in done.stdout, f"{block}\n{done.stdout}{done.stderr}"
 
 
 def test_few_examples_are_not_run_and_each_says_why() -> None:
