@@ -21,6 +21,8 @@ __all__ = ["Connection", "Handler", "LoopThread", "Listener"]
 
 _T = TypeVar("_T")
 _CLOSING_S = 5.0
+_LAST_TURNS = 5
+"""Turns of the loop from accepting a connection to having lost it."""
 
 
 class LoopThread:
@@ -35,8 +37,16 @@ class LoopThread:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.run_until_complete(self._settle())
         self.loop.close()
+
+    @staticmethod
+    async def _settle() -> None:
+        """Let connections accepted at the last moment be made, cut and lost."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait(others, timeout=_CLOSING_S) if others else None
+        for _ in range(_LAST_TURNS):
+            await asyncio.sleep(0)
 
     def call(self, function: Callable[[], _T]) -> _T:
         """Run a function on the loop's thread and wait for what it returns."""
@@ -285,13 +295,31 @@ class Listener:
         if self._is_starting or self._wanted == "listening":
             return
         if self._server is not None:
-            self._server.close()
-            self._server = None
-            self._socket.close()
+            server, self._server = self._server, None
+            self._stop(server)
             if self._wanted == "refusing":
                 self._socket = self._bind(self.port)
         if self._wanted == "closed":
             self._socket.close()
+
+    def _stop(self, server: asyncio.Server) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            loop.remove_reader(self._socket)
+        except NotImplementedError:  # Windows' loop accepts in another way
+            server.close()
+            self._socket.close()
+            return
+        self._socket.close()
+        # A connection accepted in this very turn joins the server in the next one, and would
+        # never be closed if the server were gone by then.
+        loop.call_soon(loop.call_soon, self._dismiss, server)
+
+    @staticmethod
+    def _dismiss(server: asyncio.Server) -> None:
+        # It wants to stop watching its socket, which is closed already.
+        with contextlib.suppress(ValueError):
+            server.close()
 
     def _bind(self, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET

@@ -244,8 +244,10 @@ class NodeServing:
     # ------------------------------------------------------------------ as a Handler
 
     def opened(self, connection: Connection) -> None:
-        """Take notice of a new connection."""
+        """Take notice of a new connection; one that was accepted just before a death is cut."""
         self.connections.add(connection)
+        if not self.is_up:
+            connection.drop()
 
     def left(self, connection: Connection) -> None:
         """Free what a client held that has left."""
