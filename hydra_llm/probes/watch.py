@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Protocol
 
 from hydra_llm.probes.futures import settle
@@ -126,5 +125,10 @@ class NodeWatch:
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+    # Not wait_for: before Python 3.12 it swallows a cancellation that comes with the event, as
+    # when a router is closed right after the request that asked for a probe.
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
