@@ -10,7 +10,8 @@ import asyncio
 import os
 import ssl
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 import httpx
 
@@ -120,6 +121,25 @@ class Pools:
         if held is not None:
             await held[1].aclose()
         self.close()
+
+
+class HandshakeGuard:
+    """
+    Closes the connection below a TLS handshake that was given up.
+
+    httpcore 1.0 does so when the handshake fails, but not when it is cancelled; each
+    request that is given up at a node hanging there would leave a socket open. Pass one as
+    the request extension ``trace``.
+    """
+
+    def __init__(self) -> None:
+        self._connection: Any = None  # httpcore's stream
+
+    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            self._connection = info["return_value"]
+        elif event == "connection.start_tls.failed" and self._connection is not None:
+            await self._connection.aclose()
 
 
 def _is_this_loop(loop: asyncio.AbstractEventLoop) -> bool:

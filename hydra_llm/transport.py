@@ -37,6 +37,7 @@ from hydra_llm.exceptions import (
 from hydra_llm.ollama.answers import AnswerReader, error_text, is_answer, read_whole
 from hydra_llm.ollama.calls import Call, Framing, Route, read_call
 from hydra_llm.ollama.errors import error_of_answer, error_of_exception
+from hydra_llm.pools import HandshakeGuard
 from hydra_llm.router import Router, shared_router
 from hydra_llm.types import Attempt, Node, canonical_model_name
 from hydra_llm.words import RoutingWords, read_words, words_of_headers
@@ -529,6 +530,8 @@ def _send(router: Router, node: Node, outgoing: httpx.Request) -> httpx.Response
 
 async def _asend(router: Router, node: Node, outgoing: httpx.Request) -> httpx.Response:
     pool = await router._pools.of_this_loop()
+    if outgoing.url.scheme == "https":
+        outgoing.extensions["trace"] = HandshakeGuard()
     try:
         return await pool.handle_async_request(outgoing)
     except httpx.HTTPError as exc:

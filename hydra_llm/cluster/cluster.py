@@ -48,6 +48,7 @@ from hydra_llm.types import (
     Observation,
     Placement,
     Usage,
+    faded,
 )
 
 log = logging.getLogger("hydra_llm")
@@ -192,19 +193,27 @@ class Cluster:
                 if lease is not None:
                     return lease
             waiter = Waiter(request, now)
-            if len(self._line) >= self._rules.max_queue:
-                raise QueueFullError(
-                    f"{len(self._line)} requests wait for a free slot already (max_queue); "
-                    "add a node or raise max_queue",
-                    waiting=len(self._line),
-                )
             self._line.add(waiter)
         # Closing the books has served the line; it may have been this one's turn already.
+        self._refuse_if_too_many(waiter)
         if waiter.lease is not None:
             return waiter.lease
         if waiter.error is not None:
             raise waiter.error
         return waiter
+
+    def _refuse_if_too_many(self, waiter: Waiter) -> None:
+        with self._lock:
+            waiting = len(self._line) - 1
+            if waiter.state != "waiting" or waiting < self._rules.max_queue:
+                return
+            self._line.remove(waiter)
+            waiter.state = "refused"
+        raise QueueFullError(
+            f"{waiting} requests wait for a free slot already (max_queue); "
+            "add a node or raise max_queue",
+            waiting=waiting,
+        )
 
     def withdraw(self, waiter: Waiter) -> None:
         """The caller no longer waits. A lease granted in the meantime is given back."""
@@ -345,7 +354,8 @@ class Cluster:
 
     def _slow_start(self, record: NodeRecord, now: float) -> None:
         """One good answer is not full trust: other nodes get a little head start."""
-        record.penalty_seconds = min(1.0, self._rules.slow_start_seconds / 30.0)
+        start = min(1.0, self._rules.slow_start_seconds / 30.0)
+        record.penalty_seconds = max(start, faded(record.penalty_seconds, now - record.penalty_at))
         record.penalty_at = now
 
     def _learn(self, record: NodeRecord, lease: Lease, usage: Usage, *, knows_prompt: bool) -> None:
@@ -455,6 +465,7 @@ class Cluster:
         before = record.health
         record.health = "down" if health == "down" else "misconfigured"
         record.health_reason = reason
+        record.failed_at = now
         if before != record.health:
             self._health_changed(record, before, now)
         self._count_warm_nodes()

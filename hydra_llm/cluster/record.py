@@ -53,6 +53,8 @@ class NodeRecord:
         self.observed_at: float | None = None
         self.health: Health = "unknown"
         self.health_reason = ""
+        self.failed_at = float("-inf")
+        """When a request last found it down or misconfigured."""
         self.version: str | None = None
         self.installed: dict[str, InstalledModel] = {}
         self.loaded: dict[str, LoadedModel] = {}
@@ -97,6 +99,9 @@ class NodeRecord:
 
     def observe(self, seen: Observation) -> None:
         """Take in what a round of probes has seen; None leaves what was known."""
+        if seen.observed_at < self.failed_at:
+            # The probe was under way when a request found out better.
+            return
         self.observed_at = seen.observed_at
         self.health, self.health_reason = seen.health, seen.health_reason
         if seen.health != "up":

@@ -15,7 +15,8 @@ class RetryBudget:
 
     def __init__(self, *, ratio: float, floor: int) -> None:
         self._ratio = ratio
-        self._floor = float(floor)
+        # Without any room to save in, the ratio could never be used.
+        self._floor = float(max(floor, 1)) if ratio else float(floor)
         self._tokens = float(floor)
         self._refilled_at: float | None = None
 

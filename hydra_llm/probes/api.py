@@ -9,10 +9,11 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 
+from hydra_llm.pools import HandshakeGuard
 from hydra_llm.types import Health, Node
 
 __all__ = ["MAX_BODY_BYTES", "NodeApi", "ProbeError"]
@@ -105,7 +106,7 @@ class NodeApi:
             json=body,
             extensions={
                 "timeout": dict.fromkeys(("connect", "read", "write", "pool")),
-                "trace": _HandshakeGuard(),
+                "trace": HandshakeGuard(),
             },
         )
         response = await self._transport.handle_async_request(request)
@@ -114,24 +115,6 @@ class NodeApi:
             return await _body(response, path)
         finally:
             await response.aclose()
-
-
-class _HandshakeGuard:
-    """
-    Closes the connection below a TLS handshake that was given up.
-
-    httpcore 1.0 does so when the handshake fails, but not when it is cancelled; each round at a
-    node that hangs there would leave a socket open.
-    """
-
-    def __init__(self) -> None:
-        self._connection: Any = None  # httpcore's stream
-
-    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
-        if event == "connection.connect_tcp.complete":
-            self._connection = info["return_value"]
-        elif event == "connection.start_tls.failed" and self._connection is not None:
-            await self._connection.aclose()
 
 
 async def _body(response: httpx.Response, path: str) -> bytes:

@@ -45,6 +45,11 @@ def read_host(now: float, *, limits: bool = True, root: Path = Path("/")) -> Hos
     )
 
 
+def read_uncut(now: float) -> HostMemory:
+    """Read what this machine has: our own group's limits are not those of its Ollama."""
+    return read_host(now, limits=False)
+
+
 def _of_this_system(limits: bool, root: Path) -> _Memory:
     if sys.platform == "win32":
         return _windows()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hydra_llm.probes.host import read_host
+from hydra_llm.probes.host import read_uncut
 from hydra_llm.probes.nvml import NvmlReader
 from hydra_llm.types import Device, HostMemory
 
@@ -37,7 +37,7 @@ class LocalMemory:
         *,
         clock: Callable[[], float],
         reader: NvmlReader | None = None,
-        host: Callable[[float], HostMemory] = read_host,
+        host: Callable[[float], HostMemory] = read_uncut,
     ) -> None:
         self._clock = clock
         self._reader = NvmlReader() if reader is None else reader

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hydra_llm.probes.host import read_host
+from hydra_llm.probes.host import read_uncut
 from hydra_llm.types import Device, HostMemory
 
 __all__ = ["NvmlReader", "read_devices"]
@@ -61,7 +61,7 @@ class NvmlReader:
         host: Callable[[float], HostMemory] | None = None,
     ) -> None:
         self._load = _import_pynvml if load is None else load
-        self._host = _whole_host if host is None else host
+        self._host = read_uncut if host is None else host
         self._nvml: Any = None  # the module pynvml, which carries no types
         self._retry_at = float("-inf")
         self._reasons: tuple[str, ...] = ()
@@ -240,11 +240,6 @@ def _import_pynvml() -> Any:
             "the module pynvml is not NVIDIA's; pip uninstall pynvml and install nvidia-ml-py"
         )
     return pynvml
-
-
-def _whole_host(now: float) -> HostMemory:
-    # What a GPU takes is not counted against the limits of this process.
-    return read_host(now, limits=False)
 
 
 def _code(error: BaseException) -> int | None:

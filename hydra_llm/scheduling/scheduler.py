@@ -239,10 +239,14 @@ def _without_min_vram(
         filters.is_too_small_altogether if rule is filters.is_short_of_vram else rule
         for rule in chain
     ]
-    figures = ", ".join(f"{node.id} {figure(vram_available_to(request, node))}" for node in nodes)
+    figures = ", ".join(f"{node.id} {_figure_of(request, node)}" for node in nodes)
     wanted = figure(request.min_vram_bytes)
     warning = f"no node has {wanted} VRAM available ({figures}); took the best that could run it"
     return request, chain, Relaxation("min_vram_gb", warning)
+
+
+def _figure_of(request: InferenceRequest, node: NodeSnapshot) -> str:
+    return figure(vram_available_to(request, node)) if node.health == "up" else node.health
 
 
 def _without_capabilities(

@@ -222,22 +222,21 @@ def test_no_line_at_all_still_lets_a_free_node_be_used() -> None:
     assert isinstance(cluster.acquire(request()), Lease)
 
 
-def test_refusing_one_for_a_full_line_still_wakes_those_whose_turn_it_is() -> None:
+def test_whoever_comes_next_wakes_those_whose_turn_it_is_and_takes_their_place_in_line() -> None:
     """Time alone can make room: the moment is noticed by whoever comes next."""
     clock = Clock()
-    nodes: dict[str, Any] = {"room": False}
+    has_room_for: set[int] = set()
 
-    def choose(*_: Any) -> Placement:
-        return Placement(node_id="a", has_room=nodes["room"])
+    def choose(asked: InferenceRequest, *_: Any) -> Placement:
+        return Placement(node_id="a", has_room=asked.priority in has_room_for)
 
     cluster = ledger(seen(), clock=clock, choose=choose, max_queue=1)
-    waiter = in_line(cluster, request())
+    waiter = in_line(cluster, request(priority=7))
     woken: list[bool] = []
     waiter.on_ready(lambda: woken.append(True))
-    nodes["room"] = True
+    has_room_for.add(7)
 
-    with pytest.raises(QueueFullError):
-        cluster.acquire(request())
+    assert isinstance(cluster.acquire(request(priority=5)), Waiter)
 
     assert waiter.state == "granted"
     assert woken == [True]
@@ -273,3 +272,16 @@ def test_a_pinned_request_waits_for_its_node_and_lets_others_pass() -> None:
     assert isinstance(free, Lease)
     assert free.node_id == "b"
     assert pinned.state == "waiting"
+
+
+def test_a_full_line_for_one_model_keeps_no_request_from_an_idle_node() -> None:
+    def choose(asked: InferenceRequest, *_: Any) -> Placement:
+        return Placement(node_id="a", has_room=asked.model != LLAMA)
+
+    cluster = ledger(seen(), clock=Clock(), choose=choose, max_queue=1)
+    in_line(cluster, request())
+
+    assert isinstance(cluster.acquire(request("qwen3:8b")), Lease)
+    with pytest.raises(QueueFullError, match="1 requests wait"):
+        cluster.acquire(request())
+    assert cluster.waiting == 1
