@@ -136,6 +136,7 @@ class HandshakeGuard:
         self._connection: Any = None  # httpcore's stream
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        """Take notice of one of httpcore's events."""
         if event == "connection.connect_tcp.complete":
             self._connection = info["return_value"]
         elif event == "connection.start_tls.failed" and self._connection is not None:
