@@ -14,6 +14,7 @@ past vcrpy could reach nothing.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -248,7 +249,7 @@ def _line_by_line() -> Iterator[None]:
     async def ahandle(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
         if request.headers["user-agent"] == "hydra-llm":
             if request.url.path in looked or request.method != "GET":
-                raise httpx.ConnectError("the collector looks once")
+                await asyncio.Event().wait()  # until the router closes
             looked.add(request.url.path)
         return _as_it_came(await aplayed(self, request))
 
