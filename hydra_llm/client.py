@@ -277,7 +277,8 @@ class Client(ollama.Client):
                 raise ollama.ResponseError(response.text, response.status_code)
             dispatch = response.extensions.get(DISPATCH_EXTENSION)
             rest = b""
-            for data in response.iter_bytes():
+            assert isinstance(response.stream, httpx.SyncByteStream)
+            for data in response.stream:
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     if line:
@@ -358,7 +359,8 @@ class AsyncClient(ollama.AsyncClient):
                 raise ollama.ResponseError(response.text, response.status_code)
             dispatch = response.extensions.get(DISPATCH_EXTENSION)
             rest = b""
-            async for data in response.aiter_bytes():
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            async for data in response.stream:
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     if line:

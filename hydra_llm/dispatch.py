@@ -12,7 +12,7 @@ The sync and async doors share it; all that they do themselves is wait and move 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -212,6 +212,11 @@ class Dispatch:
         return self._lease
 
     @property
+    def clock(self) -> Callable[[], float]:
+        """The router's."""
+        return self._clock
+
+    @property
     def node(self) -> Node:
         """The node of the present attempt."""
         assert self._choice is not None
@@ -273,10 +278,6 @@ class Dispatch:
         self._first_byte_at = self._clock()
         if self._cluster.first_byte(self.lease):
             self._router._refresh(self.lease.node_id)
-
-    def received(self) -> None:
-        """A further part has come."""
-        self.lease.renew(self._clock())
 
     def complete(self, usage: Usage | None) -> None:
         """The answer is complete."""

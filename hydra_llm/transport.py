@@ -375,6 +375,7 @@ class _RoutedStream(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         dispatch, reader = self._dispatch, self._reader
+        received = dispatch.lease.renew_at(dispatch.clock)
         for data in self._held:
             if reader.is_complete:
                 dispatch.complete(reader.usage)
@@ -388,7 +389,8 @@ class _RoutedStream(httpx.SyncByteStream):
                     reader.end()
                 else:
                     reader.feed(part)
-                _check_part(dispatch, reader, ended=part is None)
+                if part is None or reader.error is not None or reader.is_too_long:
+                    _check_part(dispatch, reader, ended=part is None)
             except NodeError as error:
                 self._response.close()
                 raise dispatch.broken(error, before) from None
@@ -396,7 +398,7 @@ class _RoutedStream(httpx.SyncByteStream):
                 dispatch.complete(reader.usage)
             if part is None:
                 return
-            dispatch.received()
+            received()
             yield part
 
     def close(self) -> None:
@@ -445,6 +447,7 @@ class _AsyncRoutedStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         dispatch, reader = self._dispatch, self._reader
+        received = dispatch.lease.renew_at(dispatch.clock)
         for data in self._held:
             if reader.is_complete:
                 dispatch.complete(reader.usage)
@@ -458,7 +461,8 @@ class _AsyncRoutedStream(httpx.AsyncByteStream):
                     reader.end()
                 else:
                     reader.feed(part)
-                _check_part(dispatch, reader, ended=part is None)
+                if part is None or reader.error is not None or reader.is_too_long:
+                    _check_part(dispatch, reader, ended=part is None)
             except NodeError as error:
                 await self._response.aclose()
                 raise dispatch.broken(error, before) from None
@@ -466,7 +470,7 @@ class _AsyncRoutedStream(httpx.AsyncByteStream):
                 dispatch.complete(reader.usage)
             if part is None:
                 return
-            dispatch.received()
+            received()
             yield part
 
     async def aclose(self) -> None:

@@ -11,6 +11,7 @@ is received renews the lease, so only one whose owner is gone expires.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from hydra_llm.types import InferenceRequest, Placement, RunningRequest
@@ -87,6 +88,14 @@ class Lease:
     def renew(self, now: float) -> None:
         """A part has come: the owner is alive."""
         self.expires_at = now + self._ttl
+
+    def renew_at(self, clock: Callable[[], float]) -> Callable[[], None]:
+        """:meth:`renew` for every part of a stream, by this clock."""
+
+        def received() -> None:
+            self.expires_at = clock() + self._ttl
+
+        return received
 
     def __repr__(self) -> str:
         return f"<Lease {self.id} {self.request.model} on {self.node_id}, {self.state}>"

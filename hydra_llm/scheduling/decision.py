@@ -14,6 +14,7 @@ KEYS = (
     "model",
     "requested_node",
     "selected_node",
+    "node_id",
     "node_url",
     "reason",
     "warnings",
@@ -65,6 +66,11 @@ class RoutingDecision(Mapping[str, Any]):
     def selected_node(self) -> str | None:
         """Id of the node that was chosen; None when no node could take the request."""
         return None if self._choice is None else self._choice.selected.id
+
+    @property
+    def node_id(self) -> str | None:
+        """The same as ``selected_node``, as answers call it."""
+        return self.selected_node
 
     @property
     def node_url(self) -> str | None:
@@ -138,8 +144,6 @@ class RoutingDecision(Mapping[str, Any]):
     # ---------------------------------------------------------------- mapping
 
     def __getitem__(self, key: str) -> Any:
-        if key == "node_id":
-            return self.selected_node
         if key not in KEYS:
             raise KeyError(key)
         value = getattr(self, key)
