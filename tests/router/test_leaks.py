@@ -1,0 +1,665 @@
+"""However a call ends, nothing of it is left: no lease, no place in line, no connection.
+
+What is left of files, threads and tasks is seen by `tests/leaks.py` around each test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+
+from hydra_llm import (
+    AllNodesFailedError,
+    AsyncClient,
+    AsyncHydraTransport,
+    Client,
+    DeadlineError,
+    HydraTransport,
+    NodeError,
+    Router,
+    StreamBrokenError,
+)
+from hydra_llm.pools import Pools
+from hydra_llm.testing import HangFault, SimulatedCluster, StallFault
+from tests.router.conftest import MODEL, make_nodes, make_router
+
+MESSAGES = [{"role": "user", "content": "Tell me about lighthouses."}]
+ENDLESS: dict[str, Any] = {"num_predict": 1_000_000}
+PROMPTLY_SECONDS = 0.1
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    """One node that takes one request at a time, and never unloads its model."""
+    nodes = make_nodes("a", "b", keep_alive_s=1e9)
+    with SimulatedCluster(nodes) as cluster:
+        for node in cluster:
+            node.preload(MODEL)
+        yield cluster
+
+
+@pytest.fixture
+def router(cluster: SimulatedCluster) -> Iterator[Router]:
+    with make_router(cluster, verify=False) as router:
+        router.nodes()
+        yield router
+        assert_idle(router)
+
+
+def assert_idle(router: Router) -> None:
+    """The books are balanced: nothing is under way, and nothing is thought to be."""
+    assert (router.in_flight, router.waiting) == (0, 0)
+    assert [len(node.running) for node in router.nodes()] == [0] * len(router.nodes())
+
+
+def until(condition: Callable[[], object]) -> float:
+    """Wait for something elsewhere; how long it took. pytest-timeout is the limit."""
+    began = time.monotonic()
+    while not condition():
+        time.sleep(0.001)
+    return time.monotonic() - began
+
+
+async def auntil(condition: Callable[[], object]) -> float:
+    began = time.monotonic()
+    while not condition():
+        await asyncio.sleep(0.001)
+    return time.monotonic() - began
+
+
+def chats(cluster: SimulatedCluster) -> list[Any]:
+    return [r for node in cluster for r in node.requests if r.path.startswith(("/api/chat", "/v1"))]
+
+
+def assert_the_nodes_are_free_promptly(cluster: SimulatedCluster) -> None:
+    """A node notices that its client has left: it is not left working for nobody."""
+    assert until(lambda: not any(node.in_flight for node in cluster)) < PROMPTLY_SECONDS + 0.4
+    assert chats(cluster)
+    assert all(record.outcome != "open" for record in chats(cluster))
+
+
+# -------------------------------------------------------------------------- streams
+
+
+def leave_by_break(stream: Any) -> None:
+    for _ in stream:
+        break
+    stream.close()
+
+
+def leave_by_close(stream: Any) -> None:
+    next(stream)
+    stream.close()
+
+
+def leave_unread(stream: Any) -> None:
+    stream.close()
+
+
+def leave_by_error(stream: Any) -> None:
+    with pytest.raises(LookupError):
+        for _ in stream:
+            raise LookupError("of the caller's own")
+    stream.close()
+
+
+def leave_at_the_end(stream: Any) -> None:
+    list(stream)
+
+
+LEAVING = [leave_by_break, leave_by_close, leave_unread, leave_by_error]
+
+
+@pytest.mark.parametrize("leave", LEAVING)
+def test_a_stream_left_early_leaves_nothing(
+    cluster: SimulatedCluster, router: Router, leave: Callable[[Any], None]
+) -> None:
+    with Client(router=router) as client:
+        leave(client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS))
+
+        assert_idle(router)
+        if leave is not leave_unread:  # it was never sent
+            assert_the_nodes_are_free_promptly(cluster)
+
+
+def test_a_stream_read_to_its_end_leaves_nothing_and_keeps_its_connection(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    with Client(router=router, node_id="a") as client:
+        for _ in range(3):
+            leave_at_the_end(client.chat(MODEL, MESSAGES, stream=True))
+            assert_idle(router)
+
+    pool: Any = router._pools.sync()
+    assert len(pool._pool.connections) == 1
+
+
+def test_a_stream_that_is_left_at_its_last_part_keeps_its_connection(router: Router) -> None:
+    with Client(router=router, node_id="a") as client:
+        for _ in range(3):
+            stream = client.chat(MODEL, MESSAGES, stream=True, options={"num_predict": 5})
+            while not next(stream).done:
+                pass
+            stream.close()
+            assert_idle(router)
+
+    pool: Any = router._pools.sync()
+    assert len(pool._pool.connections) == 1
+
+
+def test_a_forgotten_stream_is_given_back_by_the_garbage_collector(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    with Client(router=router) as client:
+        stream = client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS)
+        next(stream)
+        assert router.in_flight == 1
+        del stream
+        gc.collect()
+
+        assert_idle(router)
+        assert_the_nodes_are_free_promptly(cluster)
+
+
+def test_a_client_closed_with_a_stream_open_breaks_it_off(cluster: SimulatedCluster) -> None:
+    client = Client(cluster.nodes())
+    router = client.router
+    stream = client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS)
+    next(stream)
+    client.close()
+
+    with pytest.raises((StreamBrokenError, StopIteration)):
+        while True:
+            next(stream)
+    assert (router.in_flight, router.waiting) == (0, 0)
+    assert_the_nodes_are_free_promptly(cluster)
+
+
+async def test_an_async_client_closed_with_a_stream_open_breaks_it_off(
+    cluster: SimulatedCluster,
+) -> None:
+    client = AsyncClient(cluster.nodes())
+    router = client.router
+    stream = await client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS)
+    await stream.__anext__()
+    await client.close()
+
+    with pytest.raises((StreamBrokenError, StopAsyncIteration)):
+        while True:
+            await stream.__anext__()
+    assert (router.in_flight, router.waiting) == (0, 0)
+    assert_the_nodes_are_free_promptly(cluster)
+
+
+async def aleave_by_break(stream: AsyncIterator[Any]) -> None:
+    async for _ in stream:
+        break
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
+
+
+async def aleave_by_error(stream: AsyncIterator[Any]) -> None:
+    with pytest.raises(LookupError):
+        async for _ in stream:
+            raise LookupError("of the caller's own")
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def aleave_by_forgetting(stream: AsyncIterator[Any]) -> None:
+    await stream.__anext__()
+    del stream
+
+
+async def aleave_unread(stream: AsyncIterator[Any]) -> None:
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "leave", [aleave_by_break, aleave_by_error, aleave_by_forgetting, aleave_unread]
+)
+async def test_an_async_stream_left_early_leaves_nothing(
+    cluster: SimulatedCluster, router: Router, leave: Callable[[Any], Any]
+) -> None:
+    async with AsyncClient(router=router) as client:
+        await leave(await client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS))
+        gc.collect()
+
+        assert await auntil(lambda: router.in_flight == 0) < PROMPTLY_SECONDS + 0.4
+        if leave is not aleave_unread:
+            await auntil(lambda: not any(node.in_flight for node in cluster))
+    await router.aclose()
+
+
+def test_a_transports_stream_left_early_leaves_nothing(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, "stream": True}
+    with httpx.Client(transport=HydraTransport(router=router)) as client:
+        with client.stream("POST", "http://hydra/v1/chat/completions", json=body) as answer:
+            next(answer.iter_raw())
+            assert router.in_flight == 1
+        assert_idle(router)
+        with client.stream("POST", "http://hydra/v1/chat/completions", json=body):
+            pass  # not a byte of it read
+        assert_idle(router)
+        assert_the_nodes_are_free_promptly(cluster)
+
+
+async def test_an_async_transports_stream_left_early_leaves_nothing(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, "stream": True}
+    async with httpx.AsyncClient(transport=AsyncHydraTransport(router=router)) as client:
+        for reads in (True, False):
+            async with client.stream(
+                "POST", "http://hydra/v1/chat/completions", json=body
+            ) as answer:
+                if reads:
+                    await answer.aiter_raw().__anext__()
+                assert router.in_flight == 1
+            assert_idle(router)
+    await router.aclose()
+
+
+# --------------------------------------------------------------------- cancellation
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_call_cancelled_before_the_first_byte_leaves_nothing(
+    cluster: SimulatedCluster, router: Router, stream: bool
+) -> None:
+    for node in cluster:
+        node.inject(HangFault())
+    async with AsyncClient(router=router) as client:
+        task = asyncio.create_task(first_of(client, stream))
+        await auntil(lambda: chats(cluster))
+        assert router.in_flight == 1
+
+        await cancel(task)
+        assert_idle(router)
+        took = await auntil(lambda: all(r.outcome == "client left" for r in chats(cluster)))
+        assert took < PROMPTLY_SECONDS + 0.4
+    await router.aclose()
+
+
+async def first_of(client: AsyncClient, stream: bool) -> Any:
+    answer = await client.chat(MODEL, MESSAGES, stream=stream, options=ENDLESS)
+    return await answer.__anext__() if stream else answer
+
+
+async def test_a_call_cancelled_in_mid_stream_leaves_nothing(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    parts = 0
+
+    async def read() -> None:
+        nonlocal parts
+        async for _ in await client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS):
+            parts += 1
+
+    async with AsyncClient(router=router) as client:
+        task = asyncio.create_task(read())
+        await auntil(lambda: parts > 3)
+        await cancel(task)
+
+        assert await auntil(lambda: router.in_flight == 0) < PROMPTLY_SECONDS + 0.4
+        await auntil(lambda: not any(node.in_flight for node in cluster))
+    await router.aclose()
+
+
+@pytest.mark.parametrize("delay_steps", range(0, 40, 3))
+async def test_a_call_cancelled_at_any_step_leaves_nothing(
+    router: Router, delay_steps: int
+) -> None:
+    async with AsyncClient(router=router) as client:
+        for stream in (False, True):
+            task = asyncio.create_task(read_all(client, stream))
+            for _ in range(delay_steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert_idle(router)
+    await router.aclose()
+
+
+async def read_all(client: AsyncClient, stream: bool) -> None:
+    answer = await client.chat(MODEL, MESSAGES, stream=stream, options={"num_predict": 3})
+    if stream:
+        async for _ in answer:
+            pass
+
+
+async def test_a_request_cancelled_in_the_line_gives_up_its_place() -> None:
+    with SimulatedCluster(make_nodes("a", keep_alive_s=1e9)) as cluster:
+        cluster["a"].preload(MODEL)
+        async with (
+            make_router(cluster, verify=False) as router,
+            AsyncClient(router=router) as client,
+        ):
+            cluster["a"].inject(HangFault())
+            running = [asyncio.create_task(client.chat(MODEL, MESSAGES)) for _ in range(4)]
+            await auntil(lambda: router.waiting == 2 and len(chats(cluster)) == 2)
+            waiting = running[2:]
+
+            await cancel(waiting[0])
+            assert router.waiting == 1
+            await cancel(waiting[1])
+            assert (router.waiting, router.in_flight) == (0, 2)
+            for task in running[:2]:
+                await cancel(task)
+            assert_idle(router)
+            assert len(chats(cluster)) == 2
+
+
+# -------------------------------------------------------------------------- timeouts
+
+
+def test_a_call_that_times_out_leaves_nothing(cluster: SimulatedCluster, router: Router) -> None:
+    for node in cluster:
+        node.inject(HangFault())
+    with Client(router=router, timeout=0.1) as client:
+        with pytest.raises(AllNodesFailedError) as caught:
+            client.chat(MODEL, MESSAGES)
+
+    assert [a.outcome for a in caught.value.attempts] == ["timeout"] * 2
+    assert_idle(router)
+    assert_the_nodes_are_free_promptly(cluster)
+
+
+def test_a_stream_that_falls_silent_is_given_up(cluster: SimulatedCluster, router: Router) -> None:
+    for node in cluster:
+        node.inject(StallFault(after=2))
+    with Client(router=router, timeout=0.2) as client:
+        with pytest.raises(StreamBrokenError, match="silent"):
+            list(client.chat(MODEL, MESSAGES, stream=True))
+
+    assert_idle(router)
+    assert_the_nodes_are_free_promptly(cluster)
+
+
+def test_a_deadline_that_passes_leaves_nothing(cluster: SimulatedCluster, router: Router) -> None:
+    for node in cluster:
+        node.inject(HangFault())
+    began = time.monotonic()
+    with Client(router=router) as client:
+        with pytest.raises((DeadlineError, AllNodesFailedError)):
+            client.chat(MODEL, MESSAGES, deadline_s=0.3, options={"num_predict": 1})
+
+    assert time.monotonic() - began < 5.0
+    assert_idle(router)
+    assert_the_nodes_are_free_promptly(cluster)
+
+
+@pytest.mark.parametrize("door", ["sync", "async"])
+def test_a_deadline_that_passes_in_the_line_gives_up_the_place(door: str) -> None:
+    async def wait_in_line(router: Router) -> None:
+        await AsyncClient(router=router).chat(
+            MODEL, MESSAGES, deadline_s=0.3, options={"num_predict": 1}
+        )
+
+    with (
+        SimulatedCluster(make_nodes("a", keep_alive_s=1e9)) as cluster,
+        ThreadPoolExecutor(2) as workers,
+    ):
+        cluster["a"].preload(MODEL)
+        with make_router(cluster, verify=False) as router, Client(router=router) as client:
+            cluster["a"].inject(HangFault(times=2))
+            options = {"num_predict": 1}
+            jobs = [workers.submit(client.chat, MODEL, MESSAGES, options=options) for _ in range(2)]
+            until(lambda: router.in_flight == 2)
+            with pytest.raises(DeadlineError):
+                if door == "sync":
+                    client.chat(MODEL, MESSAGES, deadline_s=0.3, options=options)
+                else:
+                    asyncio.run(wait_in_line(router))
+            assert (router.waiting, router.in_flight) == (0, 2)
+            cluster["a"].kill()
+            for job in jobs:
+                with pytest.raises((AllNodesFailedError, NodeError)):
+                    job.result()
+            assert_idle(router)
+
+
+# --------------------------------------------------------------------- event loops
+
+
+def test_an_event_loop_that_ends_with_a_stream_open_leaves_nothing(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    kept: list[Any] = []
+
+    async def leave_it_open() -> None:
+        client = AsyncClient(router=router)
+        stream = await client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS)
+        await stream.__anext__()
+        kept.append(stream)  # so that no garbage collector closes it
+
+    for _ in range(2):
+        asyncio.run(leave_it_open())
+        assert until(lambda: router.in_flight == 0) < PROMPTLY_SECONDS + 0.4
+        assert_the_nodes_are_free_promptly(cluster)
+    assert_idle(router)
+
+
+def test_an_event_loop_that_ends_with_calls_under_way_leaves_nothing(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    for node in cluster:
+        node.inject(HangFault())
+
+    async def start_and_leave() -> None:
+        client = AsyncClient(router=router)
+        tasks = [asyncio.create_task(client.chat(MODEL, MESSAGES)) for _ in range(6)]
+        await auntil(lambda: len(chats(cluster)) == 4)
+        assert (router.in_flight, router.waiting) == (4, 2)
+        assert len(tasks) == 6
+
+    asyncio.run(start_and_leave())
+    assert_idle(router)
+    assert_the_nodes_are_free_promptly(cluster)
+
+
+def test_each_event_loop_has_a_pool_of_its_own_and_takes_it_along(router: Router) -> None:
+    seen: list[Any] = []
+
+    async def ask() -> None:
+        assert (await AsyncClient(router=router).chat(MODEL, MESSAGES)).done
+        seen.append(await router._pools.of_this_loop())
+        assert await router._pools.of_this_loop() is seen[-1]
+        assert len(router._pools._async) == 1
+
+    for _ in range(3):
+        asyncio.run(ask())
+        assert not router._pools._async
+    assert len(set(map(id, seen))) == 3
+
+
+def test_a_loop_closed_without_goodbye_is_let_go_of(router: Router) -> None:
+    for _ in range(3):
+        loop = asyncio.new_event_loop()
+        pool: Any = loop.run_until_complete(router._pools.of_this_loop())
+        loop.run_until_complete(pool.aclose())
+        loop.close()
+
+    assert len(router._pools._async) == 1
+    asyncio.run(AsyncClient(router=router).chat(MODEL, MESSAGES))
+    assert not router._pools._async
+
+
+def test_threads_that_leave_their_streams_leave_nothing(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    def ask(number: int) -> None:
+        stream = client.chat(MODEL, MESSAGES, stream=True, options={"num_predict": 20})
+        for _ in range(number % 25):
+            if next(stream, None) is None:
+                break
+        stream.close()
+
+    with Client(router=router) as client, ThreadPoolExecutor(8) as workers:
+        list(workers.map(ask, range(50)))
+
+        assert_idle(router)
+        assert_the_nodes_are_free_promptly(cluster)
+
+
+def test_a_forked_child_neither_uses_nor_closes_its_parents_connections(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(pool: httpx.HTTPTransport) -> int:
+        answer = pool.handle_request(httpx.Request("GET", f"{cluster['a'].url}/"))
+        answer.read()  # to the end, which gives the connection back
+        return answer.status_code
+
+    pools = Pools(verify=False)
+    parents = pools.sync()
+    assert ask(parents) == 200
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: -1)  # to fork for it would cost the threads here
+        assert pools.sync() is not parents
+        assert ask(pools.sync()) == 200
+        pools.close()
+
+    inner: Any = parents
+    assert [connection.is_idle() for connection in inner._pool.connections] == [True]
+    assert ask(parents) == 200
+    parents.close()
+
+
+def test_pools_can_be_closed_twice_and_used_again() -> None:
+    pools = Pools(verify=False)
+    first = pools.sync()
+    assert pools.sync() is first
+    pools.close()
+    pools.close()
+    assert pools.sync() is not first
+    pools.close()
+
+
+def test_pools_share_one_context_that_is_made_when_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    real = httpx.create_ssl_context
+    monkeypatch.setattr(httpx, "create_ssl_context", lambda **a: made.append(a) or real(**a))
+    pools = Pools(verify=False)
+    assert not made
+
+    async def use() -> None:
+        await pools.of_this_loop()
+
+    pools.sync()
+    for _ in range(2):
+        asyncio.run(use())
+    pools.close()
+
+    assert len(made) <= 1
+
+
+# ----------------------------------------------------------------- locks and sockets
+
+
+class WatchedLock:
+    """A lock that knows which thread holds it."""
+
+    held_by: ClassVar[set[int]] = set()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.held_by.add(threading.get_ident())
+
+    def __exit__(self, *exc: object) -> None:
+        self.held_by.discard(threading.get_ident())
+        self._lock.release()
+
+
+@pytest.fixture
+def watched(router: Router, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done on a socket by a thread that held one of the router's locks."""
+    found: list[str] = []
+    for owner in (router._cluster, router._pools):
+        monkeypatch.setattr(owner, "_lock", WatchedLock())
+
+    def watch(name: str) -> None:
+        real = getattr(socket.socket, name)
+
+        def call(self: socket.socket, *args: Any) -> Any:
+            if threading.get_ident() in WatchedLock.held_by:
+                found.append(name)
+            return real(self, *args)
+
+        monkeypatch.setattr(socket.socket, name, call)
+
+    for name in ("connect", "connect_ex", "send", "sendall", "recv", "recv_into", "close"):
+        watch(name)
+    return found
+
+
+def test_no_lock_is_held_while_a_socket_is_used(
+    cluster: SimulatedCluster, router: Router, watched: list[str]
+) -> None:
+    async def ask() -> None:
+        client = AsyncClient(router=router)
+        await asyncio.gather(*(client.chat(MODEL, MESSAGES) for _ in range(6)))
+        async for _ in await client.chat(MODEL, MESSAGES, stream=True):
+            pass
+
+    cluster["a"].inject(HangFault(times=1))
+    with Client(router=router, timeout=0.2) as client, ThreadPoolExecutor(6) as workers:
+        list(workers.map(lambda _: client.chat(MODEL, MESSAGES), range(12)))
+        leave_by_close(client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS))
+        client.list()
+        asyncio.run(ask())
+        router.explain(MODEL)
+        router.refresh()
+
+    assert not watched
+    assert not WatchedLock.held_by
+
+
+def test_the_watch_on_locks_sees_what_it_is_for(router: Router, watched: list[str]) -> None:
+    with router._cluster._lock:
+        socket.socket().close()
+
+    assert watched == ["close"]
+
+
+def test_a_request_that_hangs_keeps_nobody_else_waiting(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    with Client(router=router) as client, ThreadPoolExecutor(1) as worker:
+        cluster["a"].inject(HangFault(times=1))
+        hanging = worker.submit(client.chat, MODEL, MESSAGES, node_id="a", pin="require")
+        until(lambda: chats(cluster))
+
+        began = time.monotonic()
+        for _ in range(5):
+            router.nodes()
+            router.explain(MODEL)
+            assert (router.in_flight, router.waiting) == (1, 0)
+            assert client.chat(MODEL, MESSAGES, node_id="b").node_id == "b"
+        assert time.monotonic() - began < 2.0
+        assert not hanging.done()
+
+        cluster["a"].kill()
+        with pytest.raises(AllNodesFailedError):
+            hanging.result()
+    assert_idle(router)
