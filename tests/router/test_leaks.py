@@ -556,7 +556,12 @@ def test_pools_share_one_context_that_is_made_when_it_is_needed(
 ) -> None:
     made: list[Any] = []
     real = httpx.create_ssl_context
-    monkeypatch.setattr(httpx, "create_ssl_context", lambda **a: made.append(a) or real(**a))
+
+    def make(**about: Any) -> Any:
+        made.append(about)
+        return real(**about)
+
+    monkeypatch.setattr(httpx, "create_ssl_context", make)
     pools = Pools(verify=False)
     assert not made
 

@@ -232,7 +232,7 @@ def router_over(cluster: SimulatedCluster) -> Router:
     return router
 
 
-PREFER = {"prefer_labels": ("near", "quiet")}
+PREFER: dict[str, Any] = {"prefer_labels": ("near", "quiet")}
 
 
 def through_client(scenario: Scenario) -> Seen:

@@ -26,7 +26,7 @@ from unittest import mock
 
 import httpx
 import vcr
-import yaml
+import yaml  # type: ignore[import-untyped]  # vcrpy brings it, without types
 
 from hydra_llm import HydraSettings, Node, Router
 
@@ -150,7 +150,7 @@ class Tape:
         return path
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # as it is untyped
     """Streams line by line."""
 
 
@@ -268,7 +268,7 @@ def replayed(tape: Tape, *, folder: Path) -> Iterator[Router]:
     Its collector looks once, at what is on the tape; beyond that (``/api/show``, and a second
     look after an error) nobody answers it.
     """
-    recorder = vcr.VCR(record_mode="none", match_on=["method", "path", "asked"])
+    recorder = vcr.VCR(record_mode=vcr.mode.NONE, match_on=["method", "path", "asked"])
     recorder.register_matcher("asked", same_to_ollama)
     settings = HydraSettings(
         nodes=[NODE], health_check_interval=3600, vram_monitoring=False, verify=False
