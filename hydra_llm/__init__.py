@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hydra_llm.client import AsyncClient, Client
+    from hydra_llm.client import AsyncClient, Client, NoNodeHasModelError
     from hydra_llm.config import HydraSettings
     from hydra_llm.exceptions import (
         AllNodesFailedError,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         NodeResponseError,
         NodeTimeoutError,
         NoEligibleNodeError,
+        NoNodeUpError,
         QueueFullError,
         RoutingError,
         RoutingWordError,
@@ -61,6 +62,8 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "NoEligibleNodeError",
+    "NoNodeHasModelError",
+    "NoNodeUpError",
     "Node",
     "NodeAuthError",
     "NodeBusyError",
@@ -85,6 +88,7 @@ _HOMES = {
     "Client": "client",
     "HydraSettings": "config",
     "HydraTransport": "transport",
+    "NoNodeHasModelError": "client",
     "Node": "types",
     "NodeSnapshot": "types",
     "Router": "router",

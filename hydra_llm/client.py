@@ -106,6 +106,9 @@ class NoNodeHasModelError(NoEligibleNodeError, ollama.ResponseError):
         self.error = str(cause)
         self.status_code = 404
 
+    def __str__(self) -> str:
+        return self.error
+
 
 def _translated(cause: NoEligibleNodeError) -> NoEligibleNodeError:
     if cause.rejections and all(r.reason == MODEL_MISSING for r in cause.rejections):
@@ -245,7 +248,7 @@ class Client(ollama.Client):
     copy: Any = _sync_verb("copy")
     delete: Any = _sync_verb("delete")
     if hasattr(ollama.Client, "systemone"):  # newer than the oldest ollama that will do
-        systemone = _sync_verb("systemone")
+        systemone: Any = _sync_verb("systemone")
 
     def web_search(self, *args: Any, **keywords: Any) -> Any:
         """Not about nodes: use ``ollama.Client``."""
@@ -329,7 +332,7 @@ class AsyncClient(ollama.AsyncClient):
     copy: Any = _async_verb("copy")
     delete: Any = _async_verb("delete")
     if hasattr(ollama.AsyncClient, "systemone"):
-        systemone = _async_verb("systemone")
+        systemone: Any = _async_verb("systemone")
 
     async def web_search(self, *args: Any, **keywords: Any) -> Any:
         """Not about nodes: use ``ollama.AsyncClient``."""

@@ -186,7 +186,8 @@ class HydraSettings(BaseSettings):
     breaker_max_open_seconds: Seconds = 120.0
     """Seconds that the pause grows to while the node keeps failing."""
     slow_start_seconds: SecondsOrNone = 30.0
-    """Seconds over which a node that came back is given its full share again."""
+    """How long a node is held back a little after its circuit has closed: it begins with a
+    price of a thirtieth of this, which halves every ten seconds."""
     retry_ratio: Annotated[float, Field(ge=0, le=10), _Number] = 0.2
     """Further attempts allowed for each request, over all requests."""
     retry_floor: Count = 100

@@ -7,6 +7,7 @@
     │   └── RoutingWordError          fix a routing word of this call
     ├── RoutingError                  wait, add a node, or ask for less
     │   ├── NoEligibleNodeError       no node may take the request; each one's reason
+    │   │   └── NoNodeUpError         because none of them can be reached
     │   ├── DeadlineError             no node can make it in the time given
     │   ├── QueueFullError            too many requests wait already
     │   └── AllNodesFailedError       every node that was tried failed; each attempt
@@ -41,6 +42,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "NoEligibleNodeError",
+    "NoNodeUpError",
     "NodeAuthError",
     "NodeBusyError",
     "NodeConnectError",
@@ -98,6 +100,14 @@ class NoEligibleNodeError(RoutingError):
         super().__init__(message)
         self.model = model
         self.rejections = tuple(rejections)
+
+
+class NoNodeUpError(NoEligibleNodeError, ConnectionError):
+    """Every node is down or has never answered.
+
+    It is a :class:`ConnectionError` too, because that is what ``ollama.Client`` raises when
+    its one host cannot be reached.
+    """
 
 
 class DeadlineError(RoutingError):

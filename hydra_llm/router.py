@@ -17,7 +17,7 @@ from hydra_llm.cluster import Cluster, Rules
 from hydra_llm.config import HydraSettings
 from hydra_llm.dispatch import Dispatch
 from hydra_llm.events import Event
-from hydra_llm.exceptions import ConfigurationError, NoEligibleNodeError
+from hydra_llm.exceptions import ConfigurationError, NoEligibleNodeError, NoNodeUpError
 from hydra_llm.ollama.calls import Call, Framing, Route
 from hydra_llm.pools import Pools
 from hydra_llm.probes.collector import Collector
@@ -347,7 +347,7 @@ class Router:
         nodes.sort(key=lambda n: (not n.node.local, len(n.running)))
         if not nodes:
             count = len(self._configured)
-            raise NoEligibleNodeError(f"0/{count} nodes are up", model=call.model, rejections=())
+            raise NoNodeUpError(f"0/{count} nodes are up", model=call.model, rejections=())
         return [n.node for n in nodes]
 
     # ------------------------------------------------------------------- looks

@@ -39,6 +39,7 @@ from hydra_llm.ollama.calls import Call, Framing, Route, read_call
 from hydra_llm.ollama.errors import error_of_answer, error_of_exception
 from hydra_llm.pools import HandshakeGuard
 from hydra_llm.router import Router, shared_router
+from hydra_llm.scheduling import RoutingDecision
 from hydra_llm.types import Attempt, Node, canonical_model_name
 from hydra_llm.words import RoutingWords, read_words, words_of_headers
 
@@ -50,6 +51,18 @@ DISPATCH_EXTENSION = "hydra_dispatch"
 """Response extension: the :class:`Dispatch`, whose ``decision()`` explains."""
 DOCUMENT_EXTENSION = "hydra_document"
 """Response extension: the parsed JSON of an answer that came in one piece."""
+
+
+def decision_of(response: httpx.Response) -> RoutingDecision | None:
+    """
+    The decision behind a response of one of the transports.
+
+    None where nothing was decided (a catalogue, a request about one named node). Of a stream
+    it is complete once the last part has been read.
+    """
+    dispatch = response.extensions.get(DISPATCH_EXTENSION)
+    return dispatch.decision() if isinstance(dispatch, Dispatch) else None
+
 
 MAX_ERROR_BYTES = 1024 * 1024
 
@@ -842,4 +855,4 @@ def _async_stream(request: httpx.Request) -> httpx.AsyncByteStream | bytes:
     return stream if isinstance(stream, httpx.AsyncByteStream) else b""
 
 
-__all__ = ["AsyncHydraTransport", "HydraTransport"]
+__all__ = ["AsyncHydraTransport", "HydraTransport", "decision_of"]

@@ -354,7 +354,7 @@ class Cluster:
 
     def _slow_start(self, record: NodeRecord, now: float) -> None:
         """One good answer is not full trust: other nodes get a little head start."""
-        start = min(1.0, self._rules.slow_start_seconds / 30.0)
+        start = self._rules.slow_start_seconds / 30.0
         record.penalty_seconds = max(start, faded(record.penalty_seconds, now - record.penalty_at))
         record.penalty_at = now
 

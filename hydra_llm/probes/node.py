@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import httpx
 
@@ -67,24 +65,16 @@ class NodeProbe:
         ``observed_at`` is when the round began: what changed after that may not be in it.
         """
         began = self._clock()
-        tags = asyncio.ensure_future(self._api.ask("GET", "/api/tags", parse_tags))
-        version = asyncio.ensure_future(
-            self._api.ask_if_possible("GET", "/api/version", parse_version)
-        )
-        ps = asyncio.ensure_future(self._api.ask_if_possible("GET", "/api/ps", parse_ps))
-        local = asyncio.ensure_future(self._read_local())
-        asked: tuple[asyncio.Future[Any], ...] = (tags, version, ps, local)
+        # One after the other over one connection: questions asked at once would have to be
+        # cancelled when the first fails, and a connection cancelled while it is made is lost
+        # to httpcore but not closed.
         try:
-            try:
-                self._installed = await tags
-            except ProbeError as trouble:
-                return self._not_up(began, trouble)
-            loaded, ps_trouble = await ps
-            return self._up(began, (await version)[0], loaded, ps_trouble, await local)
-        finally:
-            for one in asked:
-                one.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            self._installed = await self._api.ask("GET", "/api/tags", parse_tags)
+        except ProbeError as trouble:
+            return self._not_up(began, trouble)
+        version, _ = await self._api.ask_if_possible("GET", "/api/version", parse_version)
+        loaded, ps_trouble = await self._api.ask_if_possible("GET", "/api/ps", parse_ps)
+        return self._up(began, version, loaded, ps_trouble, await self._read_local())
 
     async def learn(self) -> bool:
         """Ask about one model that nobody has told of yet; whether there may be another."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hydra_llm.types import NO_OPTIONS
+from hydra_llm.types import GB, NO_OPTIONS
 
 if TYPE_CHECKING:
     from hydra_llm.scheduling.moment import Moment
@@ -93,6 +93,14 @@ def default_context(total_vram_bytes: int | None) -> int:
     return 32_768 if total_vram_bytes < 47 * GIB else 262_144
 
 
+def _total_as_ollama_sees_it(node: NodeSnapshot) -> int | None:
+    """A card sold as 24 GB has 24 GiB: who configures 24 means that card."""
+    total = node.total_vram_bytes
+    if total is None or not (node.vram_source or "").startswith("config"):
+        return total
+    return total * GIB // GB
+
+
 def memory_need_bytes(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> int:
     """
     GPU memory that loading the request's model would take on ``node``.
@@ -102,7 +110,13 @@ def memory_need_bytes(request: InferenceRequest, node: NodeSnapshot, moment: Mom
     """
     model = node.installed[request.model]
     # The same for all nodes with this file, tier and setting: worked out once a choice.
-    key = (model.size_bytes, model.digest, node.total_vram_bytes, node.node.slots)
+    key = (
+        model.size_bytes,
+        model.digest,
+        node.total_vram_bytes,
+        node.vram_source,
+        node.node.slots,
+    )
     need = moment.needs.get(key)
     if need is None:
         need = moment.needs[key] = _need_bytes(request, node, moment, model)
@@ -112,7 +126,7 @@ def memory_need_bytes(request: InferenceRequest, node: NodeSnapshot, moment: Mom
 def _need_bytes(
     request: InferenceRequest, node: NodeSnapshot, moment: Moment, model: InstalledModel
 ) -> int:
-    context = request.options.num_ctx or default_context(node.total_vram_bytes)
+    context = request.options.num_ctx or default_context(_total_as_ollama_sees_it(node))
     if model.context_length:
         context = min(context, model.context_length)
     per_token = model.kv_bytes_per_token

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from hydra_llm.exceptions import NoEligibleNodeError, count_reasons
+from hydra_llm.exceptions import NoEligibleNodeError, NoNodeUpError, count_reasons
 from hydra_llm.scheduling import costs, filters
 from hydra_llm.scheduling.costs import COST_TERMS, CostTerm
 from hydra_llm.scheduling.filters import Filter, figure, filters_for, vram_available_to
@@ -355,7 +355,9 @@ def _nobody(
         message += f" (node_id={masked_url(request.node_id)!r}: {why})"
     elif rejections and all(r.reason == filters.MODEL_MISSING for r in rejections):
         message += f"; try 'ollama pull {request.model}' on one of them"
-    return NoEligibleNodeError(message, model=request.model, rejections=rejections)
+    is_down = rejections and all(r.reason in (filters.DOWN, filters.NOT_SEEN) for r in rejections)
+    kind = NoNodeUpError if is_down else NoEligibleNodeError
+    return kind(message, model=request.model, rejections=rejections)
 
 
 def _note(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> str:

@@ -258,7 +258,7 @@ def test_a_forked_child_that_frees_it_takes_no_connection_from_the_parent(
     holder = [Collector([at(node)], seen, timeout_seconds=30.0, monitor_vram=False)]
     try:
         holder[0].start()
-        assert becomes(lambda: node.open_connections >= 3)
+        assert becomes(lambda: node.open_connections >= 1)
         if (child := os.fork()) == 0:
             holder.clear()
             gc.collect()

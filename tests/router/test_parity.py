@@ -208,8 +208,8 @@ SCENARIOS = [
              a_has(TokenFault(after=3))),
     Scenario("all fail", "chat", CHAT, "AllNodesFailedError", all_fail),
     Scenario("all fail, stream", "chat", STREAM, "AllNodesFailedError", all_fail),
-    Scenario("all dead", "chat", CHAT, "NoEligibleNodeError", all_die),
-    Scenario("all dead, list", "list", {}, "NoEligibleNodeError", all_die),
+    Scenario("all dead", "chat", CHAT, "NoNodeUpError", all_die),
+    Scenario("all dead, list", "list", {}, "NoNodeUpError", all_die),
 ]  # fmt: skip
 
 

@@ -22,11 +22,13 @@ from hydra_llm import (
     DeadlineError,
     HydraTransport,
     NoEligibleNodeError,
+    NoNodeUpError,
     QueueFullError,
     Router,
     RoutingWordError,
 )
 from hydra_llm.testing import HangFault, SimulatedCluster, SimulatedModel, SimulatedNode
+from hydra_llm.transport import decision_of
 from tests.router.conftest import MODEL, make_nodes, make_router
 
 MESSAGES = [{"role": "user", "content": "Tell me about lighthouses."}]
@@ -548,3 +550,41 @@ def test_node_resources_name_what_is_unknown(cluster: SimulatedCluster) -> None:
     assert a["in_flight"] == 0
     assert b["vram_total_gb"] is None
     assert b["vram_available_gb"] is None
+
+
+def test_a_model_nobody_has_is_what_ollamas_client_raises_for_it(router: Router) -> None:
+    with Client(router=router) as client, pytest.raises(ollama.ResponseError) as caught:
+        client.chat("nobody", MESSAGES)
+
+    assert isinstance(caught.value, NoEligibleNodeError)
+    assert caught.value.status_code == 404
+    assert str(caught.value) == (
+        "0/3 nodes can take 'nobody:latest': 3 without the model; "
+        "try 'ollama pull nobody:latest' on one of them"
+    )
+
+
+def test_nobody_reachable_is_a_connection_error_as_from_ollamas_client(
+    cluster: SimulatedCluster,
+) -> None:
+    for node in cluster:
+        node.kill()
+    with make_router(cluster) as router, Client(router=router) as client:
+        with pytest.raises(ConnectionError) as caught:
+            client.chat(MODEL, MESSAGES)
+        with pytest.raises(ConnectionError, match="0/3 nodes are up"):
+            client.show(MODEL)
+
+    assert isinstance(caught.value, NoNodeUpError)
+
+
+def test_a_response_of_the_transport_can_be_asked_for_its_decision(router: Router) -> None:
+    body = {"model": MODEL, "messages": MESSAGES, "stream": False}
+    with httpx.Client(transport=HydraTransport(router=router)) as client:
+        answer = client.post("http://hydra/api/chat", json=body)
+        version = client.get("http://hydra/api/version")
+
+    decision = decision_of(answer)
+    assert decision is not None
+    assert decision.selected_node == answer.headers["x-hydra-node-id"]
+    assert decision_of(version) is None

@@ -359,3 +359,17 @@ def test_more_free_memory_never_pushes_more_models_out(
     assert len(fit(with_memory(more, **warm)).victims) <= len(
         fit(with_memory(less, **warm)).victims
     )
+
+
+@pytest.mark.parametrize(
+    ("total_gb", "source", "context"),
+    [(24.0, "config - /api/ps", 32_768), (24.0, "nvml", 4096), (16.0, "config", 4096)],
+)
+def test_a_configured_24_gb_card_is_one_of_24_gib_to_ollama(
+    total_gb: float, source: str, context: int
+) -> None:
+    node = snapshot(total_vram_gb=total_gb, vram_source=source)
+
+    need = memory_need_bytes(request(), node, Moment())
+
+    assert need == 2 * GB + context * 65_536 + GPU_OVERHEAD_BYTES
