@@ -27,7 +27,7 @@ import ollama
 from pydantic import BaseModel, PlainSerializer
 
 from hydra_llm.config import HydraSettings
-from hydra_llm.dispatch import Dispatch, encode
+from hydra_llm.dispatch import AUTHORIZATION_EXTENSION, Dispatch, encode
 from hydra_llm.exceptions import (
     ConfigurationError,
     NodeError,
@@ -228,6 +228,7 @@ class Client(ollama.Client):
         # The host is a name for "whichever node": it is never connected to.
         super().__init__("http://hydra", transport=transport, timeout=timeout, headers=headers)
         self._transport = transport
+        self._is_key_for_all = _has_authorization(headers)
 
     @property
     def router(self) -> Router:
@@ -263,7 +264,7 @@ class Client(ollama.Client):
     ) -> httpx.Response:
         # Straight to the transport: what httpx's client adds (cookies, redirects, its own
         # hooks) is of no use here and takes longer than choosing the node.
-        request = _request(self._client, words, method, path, **body)
+        request = _request(self._client, self._is_key_for_all, words, method, path, **body)
         try:
             return self._transport.handle_request(request)
         except NoEligibleNodeError as exc:
@@ -312,6 +313,7 @@ class AsyncClient(ollama.AsyncClient):
         transport = AsyncHydraTransport(nodes, router=router, settings=settings, **routing)
         super().__init__("http://hydra", transport=transport, timeout=timeout, headers=headers)
         self._transport = transport
+        self._is_key_for_all = _has_authorization(headers)
 
     @property
     def router(self) -> Router:
@@ -345,7 +347,7 @@ class AsyncClient(ollama.AsyncClient):
     async def _send(
         self, words: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> httpx.Response:
-        request = _request(self._client, words, method, path, **body)
+        request = _request(self._client, self._is_key_for_all, words, method, path, **body)
         try:
             return await self._transport.handle_async_request(request)
         except NoEligibleNodeError as exc:
@@ -433,6 +435,11 @@ def _check_constructor_words(routing: Mapping[str, Any]) -> None:
             raise RoutingWordError(f"unexpected argument: {unknown_word(name)}")
 
 
+def _has_authorization(headers: Mapping[str, str] | None) -> bool:
+    """Whether a key was given for every node; one from ``OLLAMA_API_KEY`` is for no node."""
+    return any(name.lower() == "authorization" for name in headers or ())
+
+
 def _not_about_nodes(verb: str) -> ConfigurationError:
     return ConfigurationError(f"{verb} asks ollama.com, not a node: use ollama.Client for it")
 
@@ -444,6 +451,7 @@ def _url(path: str) -> httpx.URL:
 
 def _request(
     client: httpx.Client | httpx.AsyncClient,
+    is_for_all: bool,
     words: Mapping[str, Any],
     method: str,
     path: str,
@@ -454,7 +462,11 @@ def _request(
     if client.is_closed:
         # In httpx's own words and type, since that is what ollama's client raises.
         raise RuntimeError("Cannot send a request, as the client has been closed.")
-    extensions: dict[str, Any] = {"timeout": client.timeout.as_dict(), WORDS_EXTENSION: words}
+    extensions: dict[str, Any] = {
+        "timeout": client.timeout.as_dict(),
+        WORDS_EXTENSION: words,
+        AUTHORIZATION_EXTENSION: is_for_all,
+    }
     if json is not None:
         extensions[PAYLOAD_EXTENSION] = json
         content = encode(json)

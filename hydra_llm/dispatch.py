@@ -51,6 +51,9 @@ _NOT_PASSED_ON = frozenset(
 )
 _PREFIX = HEADER_PREFIX.encode()
 
+AUTHORIZATION_EXTENSION = "hydra_authorization"
+"""Request extension: its ``Authorization`` header is meant for every node."""
+
 
 class Dispatch:
     """The state of one routed request; used by one thread or task at a time."""
@@ -288,6 +291,8 @@ class Dispatch:
         self._usage = usage
         self._note("ok")
         self._cluster.succeeded(self.lease, usage, self._chain)
+        if self.call.unloads:
+            self._router._refresh(self.lease.node_id)
         self._router._decided(self)
 
     def refused(self, status: int) -> None:
@@ -424,16 +429,20 @@ def outgoing_request(
     """
     ``incoming`` as it goes to ``node``: its Host, its credentials, and nobody else's.
 
-    The caller's own ``Authorization`` header is not passed on: openai's client always sends
-    one, and a key for one machine is none of the others' business.
+    The caller's own ``Authorization`` header is not passed on unless the extension
+    ``hydra_authorization`` says so: openai's client always sends one, ollama's takes it from
+    ``OLLAMA_API_KEY``, and a key for one machine is none of the others' business.
     """
     url, host = _target(node.url, incoming.url.raw_path)
     own = [(name.encode(), value.encode()) for name, value in (node.headers or {}).items()]
     own_names = {name.lower() for name, _ in own}
+    kept_back = _NOT_PASSED_ON
+    if incoming.extensions.get(AUTHORIZATION_EXTENSION):
+        kept_back = _NOT_PASSED_ON - {b"authorization"}
     headers = [(b"Host", host), (b"Accept-Encoding", b"identity")]
     for name, value in incoming.headers.raw:
         lower = name.lower()
-        if lower in _NOT_PASSED_ON or lower in own_names or lower.startswith(_PREFIX):
+        if lower in kept_back or lower in own_names or lower.startswith(_PREFIX):
             continue
         headers.append((name, value))
     headers += own

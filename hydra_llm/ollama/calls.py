@@ -96,6 +96,8 @@ class Call:
     input_tokens: int = 0
     output_limit: int | None = None
     parts: tuple[PromptPart, ...] = ()
+    unloads: bool = False
+    """The model leaves the memory after the answer (``keep_alive: 0``)."""
 
     @property
     def model_name(self) -> str:
@@ -163,6 +165,7 @@ def read_call(method: str, path: str, payload: Mapping[str, Any] | None) -> Call
         input_tokens=parts[-1].tokens if parts else 0,
         output_limit=_output_limit(payload, options) if endpoint.generates else 0,
         parts=parts,
+        unloads=str(payload.get("keep_alive")) in ("0", "0.0", "0s", "0m"),
     )
 
 

@@ -27,11 +27,21 @@ from hydra_llm import (
     Router,
     RoutingWordError,
 )
-from hydra_llm.testing import HangFault, SimulatedCluster, SimulatedModel, SimulatedNode
+from hydra_llm.testing import (
+    HangFault,
+    RequestRecord,
+    SimulatedCluster,
+    SimulatedModel,
+    SimulatedNode,
+)
 from hydra_llm.transport import decision_of
 from tests.router.conftest import MODEL, make_nodes, make_router
 
 MESSAGES = [{"role": "user", "content": "Tell me about lighthouses."}]
+
+
+def chats(node: SimulatedNode) -> list[RequestRecord]:
+    return [record for record in node.requests if record.path == "/api/chat"]
 
 
 def test_a_pin_holds_twenty_times_of_twenty(router: Router) -> None:
@@ -588,3 +598,34 @@ def test_a_response_of_the_transport_can_be_asked_for_its_decision(router: Route
     assert decision is not None
     assert decision.selected_node == answer.headers["x-hydra-node-id"]
     assert decision_of(version) is None
+
+
+def test_a_key_given_to_the_client_goes_to_every_node_and_one_of_the_environment_to_none(
+    cluster: SimulatedCluster, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> list[str | None]:
+        return [r.headers.get("authorization") for n in cluster for r in chats(n)]
+
+    with Client(router=router, headers={"Authorization": "Bearer for-all"}) as client:
+        for node_id in "abc":
+            client.chat(MODEL, MESSAGES, node_id=node_id)
+    assert keys() == ["Bearer for-all"] * 3
+
+    monkeypatch.setenv("OLLAMA_API_KEY", "for-the-cloud")
+    with Client(router=router) as client:
+        client.chat(MODEL, MESSAGES, node_id="a")
+    assert keys().count(None) == 1
+
+
+def test_a_model_that_was_unloaded_is_not_thought_warm_any_longer(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    with Client(router=router) as client:
+        client.generate(MODEL, keep_alive=0, node_id="a")
+
+    def loaded_on_a() -> bool:
+        return MODEL in next(n for n in router.nodes() if n.id == "a").loaded
+
+    while loaded_on_a():
+        time.sleep(0.005)
+    assert MODEL not in cluster["a"].loaded
