@@ -35,12 +35,11 @@ from hydra_llm.exceptions import (
     NoEligibleNodeError,
     RoutingWordError,
 )
+from hydra_llm.replies import DISPATCH_EXTENSION, DOCUMENT_EXTENSION
 from hydra_llm.router import Router
 from hydra_llm.scheduling import RoutingDecision
 from hydra_llm.scheduling.filters import MODEL_MISSING
 from hydra_llm.transport import (
-    DISPATCH_EXTENSION,
-    DOCUMENT_EXTENSION,
     PAYLOAD_EXTENSION,
     WORDS_EXTENSION,
     AsyncHydraTransport,

@@ -10,7 +10,7 @@
     )
 
 The sync and the async transport are written out beside each other: what they share is in
-:mod:`hydra_llm.dispatch`, what is left is waiting and moving bytes.
+:mod:`hydra_llm.dispatch` and :mod:`hydra_llm.replies`; left is waiting and moving bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -29,28 +29,37 @@ from hydra_llm.cluster import Lease, Waiter
 from hydra_llm.config import HydraSettings
 from hydra_llm.dispatch import Dispatch, outgoing_request
 from hydra_llm.exceptions import (
-    AllNodesFailedError,
     ConfigurationError,
     NodeError,
-    NodeProtocolError,
 )
-from hydra_llm.ollama.answers import AnswerReader, error_text, is_answer, read_whole
 from hydra_llm.ollama.calls import Call, Framing, Route, read_call
-from hydra_llm.ollama.errors import error_of_answer, error_of_exception
+from hydra_llm.ollama.errors import error_of_exception
 from hydra_llm.pools import HandshakeGuard
+from hydra_llm.replies import (
+    DISPATCH_EXTENSION,
+    answer_to_refusal,
+    check_content_type,
+    checked,
+    document_of,
+    failed_attempt,
+    is_stream,
+    merged,
+    none_answered,
+    passed_through,
+    streamed_answer,
+    too_long,
+    whole_answer,
+)
 from hydra_llm.router import Router, shared_router
 from hydra_llm.scheduling import RoutingDecision
-from hydra_llm.types import Attempt, Node, canonical_model_name
+from hydra_llm.streams import AsyncClosingStream, AsyncRoutedStream, ClosingStream, RoutedStream
+from hydra_llm.types import Attempt, Node
 from hydra_llm.words import RoutingWords, read_words, words_of_headers
 
 WORDS_EXTENSION = "hydra_words"
 """Request extension: routing words, for callers that hold the httpx request."""
 PAYLOAD_EXTENSION = "hydra_payload"
 """Request extension: the JSON body as data, so that it need not be parsed again."""
-DISPATCH_EXTENSION = "hydra_dispatch"
-"""Response extension: the :class:`Dispatch`, whose ``decision()`` explains."""
-DOCUMENT_EXTENSION = "hydra_document"
-"""Response extension: the parsed JSON of an answer that came in one piece."""
 
 
 def decision_of(response: httpx.Response) -> RoutingDecision | None:
@@ -65,8 +74,6 @@ def decision_of(response: httpx.Response) -> RoutingDecision | None:
 
 
 MAX_ERROR_BYTES = 1024 * 1024
-
-_DROPPED_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
 
 class _Base:
@@ -176,18 +183,18 @@ class HydraTransport(_Base, httpx.BaseTransport):
         try:
             if response.status_code != 200:
                 body = _read_limited(node, response, MAX_ERROR_BYTES)
-                return _answer_to_refusal(dispatch, response, body)
-            _check_content_type(node, response)
+                return answer_to_refusal(dispatch, response, body)
+            check_content_type(node, response)
             outgoing.extensions["timeout"]["read"] = dispatch.idle_timeout(request)
-            if call.framing is Framing.JSON or not _is_stream(response):
+            if call.framing is Framing.JSON or not is_stream(response):
                 limit = self._router.settings.max_body_bytes
-                return _whole_answer(dispatch, response, _read_limited(node, response, limit))
-            stream = _RoutedStream(dispatch, response)
+                return whole_answer(dispatch, response, _read_limited(node, response, limit))
+            stream = RoutedStream(dispatch, response)
             stream.open()
         except BaseException:
             response.close()
             raise
-        return _streamed_answer(dispatch, response, stream)
+        return streamed_answer(dispatch, response, stream)
 
     # ------------------------------------------------------------- other routes
 
@@ -206,15 +213,15 @@ class HydraTransport(_Base, httpx.BaseTransport):
             try:
                 response = _send(self._router, node, outgoing)
                 if call.route is Route.ADMIN:
-                    return _passed_through(node, response, _ClosingStream(node, response))
+                    return passed_through(node, response, ClosingStream(node, response))
                 data = _read_limited(node, response, self._router.settings.max_body_bytes)
-                return _checked(node, call, response, data)
+                return checked(node, call, response, data)
             except NodeError as error:
-                attempts.append(_failed_attempt(node, error))
+                attempts.append(failed_attempt(node, error))
                 if call.route is Route.ADMIN:
                     raise
                 last = error
-        raise _none_answered(call, attempts) from last
+        raise none_answered(call, attempts) from last
 
     def _catalogue(self, request: httpx.Request, call: Call, words: RoutingWords) -> httpx.Response:
         nodes = _nodes_for(self._router, call, words)
@@ -224,13 +231,13 @@ class HydraTransport(_Base, httpx.BaseTransport):
             try:
                 response = _send(self._router, node, outgoing)
                 data = _read_limited(node, response, self._router.settings.max_body_bytes)
-                return _document(_checked(node, call, response, data))
+                return document_of(checked(node, call, response, data))
             except NodeError:
                 return None
 
         with ThreadPoolExecutor(min(8, len(nodes)), "hydra-llm-catalogue") as workers:
             documents = list(workers.map(ask, nodes))
-        return _merged(call, nodes, documents)
+        return merged(call, nodes, documents)
 
     def close(self) -> None:
         """Give the router back; it closes if nobody else uses it."""
@@ -288,19 +295,19 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
         try:
             if response.status_code != 200:
                 body = await _aread_limited(node, response, MAX_ERROR_BYTES)
-                return _answer_to_refusal(dispatch, response, body)
-            _check_content_type(node, response)
+                return answer_to_refusal(dispatch, response, body)
+            check_content_type(node, response)
             outgoing.extensions["timeout"]["read"] = dispatch.idle_timeout(request)
-            if call.framing is Framing.JSON or not _is_stream(response):
+            if call.framing is Framing.JSON or not is_stream(response):
                 limit = self._router.settings.max_body_bytes
                 data = await _aread_limited(node, response, limit)
-                return _whole_answer(dispatch, response, data)
-            stream = _AsyncRoutedStream(dispatch, response)
+                return whole_answer(dispatch, response, data)
+            stream = AsyncRoutedStream(dispatch, response)
             await stream.open()
         except BaseException:
             await response.aclose()
             raise
-        return _streamed_answer(dispatch, response, stream)
+        return streamed_answer(dispatch, response, stream)
 
     # ------------------------------------------------------------- other routes
 
@@ -319,15 +326,15 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
             try:
                 response = await _asend(self._router, node, outgoing)
                 if call.route is Route.ADMIN:
-                    return _passed_through(node, response, _AsyncClosingStream(node, response))
+                    return passed_through(node, response, AsyncClosingStream(node, response))
                 data = await _aread_limited(node, response, self._router.settings.max_body_bytes)
-                return _checked(node, call, response, data)
+                return checked(node, call, response, data)
             except NodeError as error:
-                attempts.append(_failed_attempt(node, error))
+                attempts.append(failed_attempt(node, error))
                 if call.route is Route.ADMIN:
                     raise
                 last = error
-        raise _none_answered(call, attempts) from last
+        raise none_answered(call, attempts) from last
 
     async def _catalogue(
         self, request: httpx.Request, call: Call, words: RoutingWords
@@ -340,199 +347,17 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
                 response = await _asend(self._router, node, outgoing)
                 limit = self._router.settings.max_body_bytes
                 data = await _aread_limited(node, response, limit)
-                return _document(_checked(node, call, response, data))
+                return document_of(checked(node, call, response, data))
             except NodeError:
                 return None
 
         documents = await asyncio.gather(*(ask(node) for node in nodes))
-        return _merged(call, nodes, documents)
+        return merged(call, nodes, documents)
 
     async def aclose(self) -> None:
         """Give the router back; it closes if nobody else uses it."""
         if self._share is not None:
             await self._share.aclose()
-
-
-# ------------------------------------------------------------------------ streams
-
-
-class _RoutedStream(httpx.SyncByteStream):
-    """An answer on its way to the caller; owns the lease until it is closed."""
-
-    def __init__(self, dispatch: Dispatch, response: httpx.Response) -> None:
-        self._dispatch = dispatch
-        self._response = response
-        assert isinstance(response.stream, httpx.SyncByteStream)
-        self._source = iter(response.stream)
-        self._reader = AnswerReader(dispatch.call.framing)
-        self._held: list[bytes] = []
-
-    def open(self) -> None:
-        """Read on until the first part is whole; an error before that is not committed."""
-        while not self._reader.parts:
-            data = self._next()
-            if data is None:
-                self._reader.end()
-                _check_opening(self._dispatch, self._reader, ended=True)
-                break
-            self._reader.feed(data)
-            self._held.append(data)
-        _check_opening(self._dispatch, self._reader, ended=False)
-        self._dispatch.first_byte()
-
-    def _next(self) -> bytes | None:
-        try:
-            return next(self._source, None)
-        except httpx.HTTPError as exc:
-            raise error_of_exception(self._dispatch.node, exc) from exc
-
-    def __iter__(self) -> Iterator[bytes]:
-        dispatch, reader = self._dispatch, self._reader
-        received = dispatch.lease.renew_at(dispatch.clock)
-        for data in self._held:
-            if reader.is_complete:
-                dispatch.complete(reader.usage)
-            yield data
-        self._held.clear()
-        while True:
-            before = reader.parts
-            try:
-                part = self._next()
-                if part is None:
-                    reader.end()
-                else:
-                    reader.feed(part)
-                if part is None or reader.error is not None or reader.is_too_long:
-                    _check_part(dispatch, reader, ended=part is None)
-            except NodeError as error:
-                self._response.close()
-                raise dispatch.broken(error, before) from None
-            if reader.is_complete:
-                dispatch.complete(reader.usage)
-            if part is None:
-                return
-            received()
-            yield part
-
-    def close(self) -> None:
-        """Let go of the node: the connection is kept if the answer was complete."""
-        if self._reader.is_complete:
-            self._dispatch.complete(self._reader.usage)
-            # What is left is the end of the chunked body; unread it costs the connection.
-            with suppress(httpx.HTTPError):
-                next(self._source, None)
-        else:
-            self._dispatch.cancelled()
-        self._response.close()
-
-
-class _AsyncRoutedStream(httpx.AsyncByteStream):
-    """As :class:`_RoutedStream`, for an event loop."""
-
-    def __init__(self, dispatch: Dispatch, response: httpx.Response) -> None:
-        self._dispatch = dispatch
-        self._response = response
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        self._source = response.stream.__aiter__()
-        self._reader = AnswerReader(dispatch.call.framing)
-        self._held: list[bytes] = []
-
-    async def open(self) -> None:
-        """Read on until the first part is whole; an error before that is not committed."""
-        while not self._reader.parts:
-            data = await self._next()
-            if data is None:
-                self._reader.end()
-                _check_opening(self._dispatch, self._reader, ended=True)
-                break
-            self._reader.feed(data)
-            self._held.append(data)
-        _check_opening(self._dispatch, self._reader, ended=False)
-        self._dispatch.first_byte()
-
-    async def _next(self) -> bytes | None:
-        try:
-            return await self._source.__anext__()
-        except StopAsyncIteration:
-            return None
-        except httpx.HTTPError as exc:
-            raise error_of_exception(self._dispatch.node, exc) from exc
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        dispatch, reader = self._dispatch, self._reader
-        received = dispatch.lease.renew_at(dispatch.clock)
-        for data in self._held:
-            if reader.is_complete:
-                dispatch.complete(reader.usage)
-            yield data
-        self._held.clear()
-        while True:
-            before = reader.parts
-            try:
-                part = await self._next()
-                if part is None:
-                    reader.end()
-                else:
-                    reader.feed(part)
-                if part is None or reader.error is not None or reader.is_too_long:
-                    _check_part(dispatch, reader, ended=part is None)
-            except NodeError as error:
-                await self._response.aclose()
-                raise dispatch.broken(error, before) from None
-            if reader.is_complete:
-                dispatch.complete(reader.usage)
-            if part is None:
-                return
-            received()
-            yield part
-
-    async def aclose(self) -> None:
-        """Let go of the node: the connection is kept if the answer was complete."""
-        if self._reader.is_complete:
-            self._dispatch.complete(self._reader.usage)
-            # What is left is the end of the chunked body; unread it costs the connection.
-            with suppress(StopAsyncIteration, httpx.HTTPError):
-                await self._source.__anext__()
-        else:
-            self._dispatch.cancelled()
-        await self._response.aclose()
-
-
-class _ClosingStream(httpx.SyncByteStream):
-    """Bytes handed through; httpx's errors become ours."""
-
-    def __init__(self, node: Node, response: httpx.Response) -> None:
-        self._node = node
-        self._response = response
-
-    def __iter__(self) -> Iterator[bytes]:
-        assert isinstance(self._response.stream, httpx.SyncByteStream)
-        try:
-            yield from self._response.stream
-        except httpx.HTTPError as exc:
-            raise error_of_exception(self._node, exc) from exc
-
-    def close(self) -> None:
-        self._response.close()
-
-
-class _AsyncClosingStream(httpx.AsyncByteStream):
-    """As :class:`_ClosingStream`, for an event loop."""
-
-    def __init__(self, node: Node, response: httpx.Response) -> None:
-        self._node = node
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        assert isinstance(self._response.stream, httpx.AsyncByteStream)
-        try:
-            async for data in self._response.stream:
-                yield data
-        except httpx.HTTPError as exc:
-            raise error_of_exception(self._node, exc) from exc
-
-    async def aclose(self) -> None:
-        await self._response.aclose()
 
 
 # ------------------------------------------------------------------ bytes in & out
@@ -563,7 +388,7 @@ def _read_limited(node: Node, response: httpx.Response, limit: int) -> bytes:
         for chunk in response.stream:
             data += chunk
             if len(data) > limit:
-                raise _too_long(node, limit)
+                raise too_long(node, limit)
     except httpx.HTTPError as exc:
         raise error_of_exception(node, exc) from exc
     finally:
@@ -579,7 +404,7 @@ async def _aread_limited(node: Node, response: httpx.Response, limit: int) -> by
         async for chunk in response.stream:
             data += chunk
             if len(data) > limit:
-                raise _too_long(node, limit)
+                raise too_long(node, limit)
     except httpx.HTTPError as exc:
         raise error_of_exception(node, exc) from exc
     finally:
@@ -605,7 +430,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) ->
         loop.call_soon_threadsafe(callback)
 
 
-# ----------------------------------------------------------------- pure decisions
+# --------------------------------------------------------------------- small choices
 
 
 def _has_json_body(request: httpx.Request) -> bool:
@@ -615,156 +440,6 @@ def _has_json_body(request: httpx.Request) -> bool:
     return not request.url.path.startswith("/api/blobs/")
 
 
-def _check_content_type(node: Node, response: httpx.Response) -> None:
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise NodeProtocolError(
-            f"{node.id} compressed its answer unasked; switch that off in the proxy before it",
-            node_id=node.id,
-            node_url=node.url,
-        )
-    kind = response.headers.get("content-type", "")
-    if kind and not any(word in kind for word in ("json", "event-stream")):
-        raise NodeProtocolError(
-            f"{node.id} answered with {kind.partition(';')[0][:60]!r}, not with JSON; "
-            "is another server listening there?",
-            node_id=node.id,
-            node_url=node.url,
-        )
-
-
-def _is_stream(response: httpx.Response) -> bool:
-    """Load-only and unload requests are answered in one piece, even if a stream was asked for."""
-    kind = response.headers.get("content-type", "")
-    return "ndjson" in kind or "event-stream" in kind
-
-
-def _check_opening(dispatch: Dispatch, reader: AnswerReader, *, ended: bool) -> None:
-    """Raise if the first part of a stream is no answer."""
-    _check_part(dispatch, reader, ended=ended and not reader.parts)
-
-
-def _check_part(dispatch: Dispatch, reader: AnswerReader, *, ended: bool) -> None:
-    node = dispatch.node
-    if reader.is_too_long:
-        raise _too_long(node, len(reader.rest))
-    if reader.error is not None:
-        error = error_of_answer(node, dispatch.call.model, -1, reader.error, {})
-        raise error or _unclear(node)
-    if ended and not reader.is_complete:
-        raise dispatch.incomplete(reader.parts)
-
-
-def _unclear(node: Node) -> NodeProtocolError:
-    return NodeProtocolError(
-        f"{node.id} put an error into its answer", node_id=node.id, node_url=node.url
-    )
-
-
-def _too_long(node: Node, limit: int) -> NodeProtocolError:
-    return NodeProtocolError(
-        f"{node.id} sent more than {limit} bytes where an answer was expected (max_body_bytes)",
-        node_id=node.id,
-        node_url=node.url,
-    )
-
-
-def _answer_to_refusal(dispatch: Dispatch, response: httpx.Response, body: bytes) -> httpx.Response:
-    """A status other than 200: the node's fault raises, the caller's is handed back."""
-    node, status = dispatch.node, response.status_code
-    error = error_of_answer(node, dispatch.call.model, status, error_text(body), response.headers)
-    if error is not None:
-        raise error
-    dispatch.refused(status)
-    return _answer(node, response, httpx.ByteStream(body), {DISPATCH_EXTENSION: dispatch})
-
-
-def _whole_answer(dispatch: Dispatch, response: httpx.Response, data: bytes) -> httpx.Response:
-    """A 200 that came in one piece; it may still be an error, or incomplete."""
-    node, call = dispatch.node, dispatch.call
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        raise NodeProtocolError(
-            f"{node.id} answered with something that is no JSON", node_id=node.id, node_url=node.url
-        ) from None
-    if not isinstance(document, dict):
-        raise _unclear(node)
-    if document.get("error"):
-        text = error_text(data)
-        raise error_of_answer(node, call.model, -1, text, {}) or _unclear(node)
-    if not is_answer(document):
-        raise NodeProtocolError(
-            f"{node.id} answered with JSON that is no answer of Ollama's",
-            node_id=node.id,
-            node_url=node.url,
-        )
-    is_complete, usage = read_whole(document)
-    if not is_complete:
-        raise dispatch.incomplete(1)
-    dispatch.complete(usage)
-    extensions = {DISPATCH_EXTENSION: dispatch, DOCUMENT_EXTENSION: document}
-    return _answer(node, response, httpx.ByteStream(data), extensions)
-
-
-def _streamed_answer(
-    dispatch: Dispatch,
-    response: httpx.Response,
-    stream: httpx.SyncByteStream | httpx.AsyncByteStream,
-) -> httpx.Response:
-    return _answer(dispatch.node, response, stream, {DISPATCH_EXTENSION: dispatch})
-
-
-def _answer(
-    node: Node,
-    response: httpx.Response,
-    stream: httpx.SyncByteStream | httpx.AsyncByteStream,
-    extensions: dict[str, Any],
-) -> httpx.Response:
-    headers = [
-        (name, value)
-        for name, value in response.headers.raw
-        if name.lower().decode("latin-1") not in _DROPPED_HEADERS
-    ]
-    headers.append((b"x-hydra-node-id", node.id.encode("ascii", "replace")))
-    return httpx.Response(
-        response.status_code, headers=headers, stream=stream, extensions=extensions
-    )
-
-
-def _passed_through(
-    node: Node,
-    response: httpx.Response,
-    stream: httpx.SyncByteStream | httpx.AsyncByteStream,
-) -> httpx.Response:
-    """An answer to something that is the caller's own business with one node."""
-    headers = [*response.headers.raw, (b"x-hydra-node-id", node.id.encode("ascii", "replace"))]
-    return httpx.Response(
-        response.status_code, headers=headers, stream=stream, extensions=response.extensions
-    )
-
-
-def _checked(node: Node, call: Call, response: httpx.Response, data: bytes) -> httpx.Response:
-    """The answer, unless another node may do better."""
-    status = response.status_code
-    if status != 200:
-        error = error_of_answer(node, call.model, status, error_text(data), response.headers)
-        # "Not found" is an answer here: it is what the caller asked.
-        if error is not None and status != 404:
-            raise error
-    elif call.route is not Route.ANY:
-        _check_content_type(node, response)
-    return _answer(node, response, httpx.ByteStream(data), {})
-
-
-def _document(response: httpx.Response) -> dict[str, Any] | None:
-    assert isinstance(response.stream, httpx.ByteStream)
-    try:
-        document = json.loads(b"".join(response.stream))
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def _nodes_for(router: Router, call: Call, words: RoutingWords) -> list[Node]:
     if call.route is Route.ADMIN and words.node_id is None:
         known = ", ".join(node.id for node in router.nodes())
@@ -772,59 +447,6 @@ def _nodes_for(router: Router, call: Call, words: RoutingWords) -> list[Node]:
             f"{call.method} {call.path} changes one node: say which with node_id=... ({known})"
         )
     return router._nodes_in_order(call, words)
-
-
-def _merged(
-    call: Call, nodes: list[Node], documents: Iterable[dict[str, Any] | None]
-) -> httpx.Response:
-    """One catalogue out of those of all nodes."""
-    answered = [(n, d) for n, d in zip(nodes, documents, strict=True) if d is not None]
-    if not answered:
-        raise _none_answered(call, [])
-    if call.path == "/v1/models":
-        return _json(_merged_by_name(answered, "data", "id", {"object": "list"}))
-    if call.path == "/api/ps":
-        models = [
-            {**entry, "hydra_node": node.id}
-            for node, document in answered
-            for entry in document.get("models") or ()
-            if isinstance(entry, dict)
-        ]
-        return _json({"models": models})
-    return _json(_merged_by_name(answered, "models", "name", {}))
-
-
-def _merged_by_name(
-    answered: list[tuple[Node, dict[str, Any]]], key: str, name: str, base: dict[str, Any]
-) -> dict[str, Any]:
-    entries: dict[str, dict[str, Any]] = {}
-    for node, document in answered:
-        for entry in document.get(key) or ():
-            if not isinstance(entry, dict) or not isinstance(entry.get(name), str):
-                continue
-            canonical = canonical_model_name(entry[name])
-            kept = entries.setdefault(canonical, {**entry, "hydra_nodes": []})
-            kept["hydra_nodes"].append(node.id)
-    return {**base, key: list(entries.values())}
-
-
-def _json(document: dict[str, Any]) -> httpx.Response:
-    data = json.dumps(document).encode()
-    headers = {"content-type": "application/json; charset=utf-8"}
-    return httpx.Response(200, headers=headers, stream=httpx.ByteStream(data))
-
-
-def _failed_attempt(node: Node, error: NodeError) -> Attempt:
-    return Attempt(
-        node_id=node.id, node_url=node.url, outcome=error.cause, seconds=0.0, error=str(error)
-    )
-
-
-def _none_answered(call: Call, attempts: list[Attempt]) -> AllNodesFailedError:
-    tried = ", ".join(attempt.error for attempt in attempts) or "no node is up"
-    return AllNodesFailedError(
-        f"no node answered {call.path}: {tried}", model=call.model, attempts=attempts
-    )
 
 
 def _patient(router: Router, request: httpx.Request) -> dict[str, float | None]:
