@@ -197,11 +197,11 @@ class HydraSettings(BaseSettings):
     longer counts as running."""
 
     discovery_enabled: bool = False
-    """Whether to look for Ollama servers on the local network."""
+    """Whether to look for Ollama servers on the local network. Nothing does so yet."""
     discovery_timeout: Seconds = 10.0
-    """Seconds that the search may take."""
+    """Seconds that the search may take. Nothing searches yet."""
     dashboard_enabled: bool = False
-    """Whether to serve the dashboard."""
+    """Whether to serve the dashboard. There is none yet."""
     dashboard_port: Annotated[int, Field(ge=1, le=65535), _Number] = 8080
     """TCP port of the dashboard."""
     redis_url: Annotated[SecretStr | None, BeforeValidator(_check_redis_url)] = None
