@@ -72,7 +72,7 @@ class Node:
         vram_gb: memory of its GPUs in decimal GB, for a node that nothing measures.
         vram_reserved_gb: of ``vram_gb``, what other programs hold (a desktop, a game).
         ram_gb: its system memory in decimal GB.
-        exporter: URL of a metrics exporter on the node.
+        exporter: URL of a metrics exporter on the node; nothing reads it yet.
         labels: free words for ``require_labels`` and ``prefer_labels``.
         headers: sent to this node and to no other, e.g. ``{"Authorization": "Bearer ..."}``.
         local: whether it is this machine; found from the host name when not given.

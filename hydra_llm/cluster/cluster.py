@@ -38,6 +38,7 @@ from hydra_llm.exceptions import (
     NodeError,
     NodeResponseError,
     QueueFullError,
+    StreamBrokenError,
 )
 from hydra_llm.types import (
     DEMAND_MEMORY_SECONDS,
@@ -406,6 +407,10 @@ class Cluster:
             pause = error.retry_after_seconds
             record.paused_until = now + (self._rules.pause_seconds if pause is None else pause)
             record.add_penalty(now)
+        elif isinstance(error, StreamBrokenError):
+            # It ended properly and only lacks its end mark: Ollama stops so when a model repeats
+            # one token for ever (BEHAVIOUR section 1, rule 2). A cut connection is another error.
+            pass
         elif isinstance(error, ModelLoadError) or (
             lease.running.loading and isinstance(error, NodeResponseError)
         ):

@@ -90,7 +90,6 @@ def test_some_failures_rule_the_node_out_at_once(
     [
         (NodeTimeoutError, {}),
         (NodeProtocolError, {}),
-        (StreamBrokenError, {"parts": 3}),
         (NodeResponseError, {"status_code": 500}),
     ],
 )
@@ -105,6 +104,17 @@ def test_others_open_the_circuit_when_they_come_in_a_row(
 
     assert refusal(cluster, request(node_id="a", strict_pin=True))["a"] == "circuit open"
     assert granted(cluster, request()).node_id == "b"
+
+
+def test_an_answer_that_only_lacks_its_end_mark_is_the_models_doing() -> None:
+    cluster = ledger(seen("a", warm=(LLAMA,)), seen("b", warm=(LLAMA,)))
+    for _ in range(5):
+        held = granted(cluster, request(node_id="a"))
+        cluster.failed(held, failure(StreamBrokenError, parts=3))
+
+    assert snapshot_of(cluster).circuit == "closed"
+    assert snapshot_of(cluster).penalty_seconds == 0.0
+    assert cluster.in_flight == 0
 
 
 def test_a_success_in_between_starts_the_row_again() -> None:

@@ -19,6 +19,7 @@ from hydra_llm import (
     StreamBrokenError,
 )
 from hydra_llm.testing import (
+    Behaviour,
     CutFault,
     ErrorBodyFault,
     ErrorLineFault,
@@ -30,6 +31,7 @@ from hydra_llm.testing import (
     RequestRecord,
     ResetFault,
     SimulatedCluster,
+    SimulatedModel,
     SimulatedNode,
     StatusFault,
     TokenFault,
@@ -234,6 +236,22 @@ def test_a_node_without_the_model_gets_no_request_for_it() -> None:
             assert client.chat("qwen3:8b", MESSAGES).node_id == "b"
 
         assert all(r.status == 200 for n in cluster for r in n.requests)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_model_that_loops_is_an_error_but_not_the_nodes_fault(stream: bool) -> None:
+    model = SimulatedModel("loop", behaviour=Behaviour(kind="loop", tokens=(" again",)))
+    with (
+        SimulatedCluster(make_nodes("a", models=(model,))) as cluster,
+        make_router(cluster) as router,
+        Client(router=router) as client,
+    ):
+        for _ in range(5):
+            with pytest.raises((StreamBrokenError, AllNodesFailedError), match="complete"):
+                list(client.chat("loop", MESSAGES, stream=stream))
+        (node,) = router.nodes()
+
+    assert (node.circuit, node.penalty_seconds) == ("closed", 0.0)
 
 
 async def test_a_cancelled_call_closes_the_upstream_request_and_frees_its_place(

@@ -34,14 +34,15 @@ from hydra_llm.testing import HangFault, SimulatedCluster, StallFault
 from tests.router.conftest import MODEL, make_nodes, make_router
 
 MESSAGES = [{"role": "user", "content": "Tell me about lighthouses."}]
-ENDLESS: dict[str, Any] = {"num_predict": 1_000_000}
+ENDLESS: dict[str, Any] = {"num_predict": -1}
+SHORT: dict[str, Any] = {"num_predict": 8}
 PROMPTLY_SECONDS = 0.1
 
 
 @pytest.fixture
 def cluster() -> Iterator[SimulatedCluster]:
-    """One node that takes one request at a time, and never unloads its model."""
-    nodes = make_nodes("a", "b", keep_alive_s=1e9)
+    """Two nodes that never come to an end by themselves, and never unload their model."""
+    nodes = make_nodes("a", "b", keep_alive_s=1e9, token_output=1_000_000, speed=20.0)
     with SimulatedCluster(nodes) as cluster:
         for node in cluster:
             node.preload(MODEL)
@@ -137,7 +138,7 @@ def test_a_stream_read_to_its_end_leaves_nothing_and_keeps_its_connection(
 ) -> None:
     with Client(router=router, node_id="a") as client:
         for _ in range(3):
-            leave_at_the_end(client.chat(MODEL, MESSAGES, stream=True))
+            leave_at_the_end(client.chat(MODEL, MESSAGES, stream=True, options=SHORT))
             assert_idle(router)
 
     pool: Any = router._pools.sync()
@@ -478,7 +479,8 @@ def test_each_event_loop_has_a_pool_of_its_own_and_takes_it_along(router: Router
     seen: list[Any] = []
 
     async def ask() -> None:
-        assert (await AsyncClient(router=router).chat(MODEL, MESSAGES)).done
+        answer = await AsyncClient(router=router).chat(MODEL, MESSAGES, options=SHORT)
+        assert answer.done
         seen.append(await router._pools.of_this_loop())
         assert await router._pools.of_this_loop() is seen[-1]
         assert len(router._pools._async) == 1
@@ -497,7 +499,7 @@ def test_a_loop_closed_without_goodbye_is_let_go_of(router: Router) -> None:
         loop.close()
 
     assert len(router._pools._async) == 1
-    asyncio.run(AsyncClient(router=router).chat(MODEL, MESSAGES))
+    asyncio.run(AsyncClient(router=router).chat(MODEL, MESSAGES, options=SHORT))
     assert not router._pools._async
 
 
@@ -623,13 +625,13 @@ def test_no_lock_is_held_while_a_socket_is_used(
 ) -> None:
     async def ask() -> None:
         client = AsyncClient(router=router)
-        await asyncio.gather(*(client.chat(MODEL, MESSAGES) for _ in range(6)))
-        async for _ in await client.chat(MODEL, MESSAGES, stream=True):
+        await asyncio.gather(*(client.chat(MODEL, MESSAGES, options=SHORT) for _ in range(6)))
+        async for _ in await client.chat(MODEL, MESSAGES, stream=True, options=SHORT):
             pass
 
     cluster["a"].inject(HangFault(times=1))
     with Client(router=router, timeout=0.2) as client, ThreadPoolExecutor(6) as workers:
-        list(workers.map(lambda _: client.chat(MODEL, MESSAGES), range(12)))
+        list(workers.map(lambda _: client.chat(MODEL, MESSAGES, options=SHORT), range(12)))
         leave_by_close(client.chat(MODEL, MESSAGES, stream=True, options=ENDLESS))
         client.list()
         asyncio.run(ask())
@@ -660,7 +662,7 @@ def test_a_request_that_hangs_keeps_nobody_else_waiting(
             router.nodes()
             router.explain(MODEL)
             assert (router.in_flight, router.waiting) == (1, 0)
-            assert client.chat(MODEL, MESSAGES, node_id="b").node_id == "b"
+            assert client.chat(MODEL, MESSAGES, node_id="b", options=SHORT).node_id == "b"
         assert time.monotonic() - began < 2.0
         assert not hanging.done()
 
