@@ -42,7 +42,7 @@ PROMPTLY_SECONDS = 0.1
 @pytest.fixture
 def cluster() -> Iterator[SimulatedCluster]:
     """Two nodes that never come to an end by themselves, and never unload their model."""
-    nodes = make_nodes("a", "b", keep_alive_s=1e9, token_output=1_000_000, speed=20.0)
+    nodes = make_nodes("a", "b", keep_alive_s=1e9, token_output=10_000, speed=20.0)
     with SimulatedCluster(nodes) as cluster:
         for node in cluster:
             node.preload(MODEL)
