@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import httpx
@@ -365,6 +367,64 @@ async def test_a_request_cancelled_in_the_line_gives_up_its_place() -> None:
                 await cancel(task)
             assert_idle(router)
             assert len(chats(cluster)) == 2
+
+
+# ------------------------------------------------------------------------ interrupts
+
+
+@contextmanager
+def interrupted_when(condition: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C for the main thread, once something is so."""
+
+    def interrupt() -> None:
+        until(condition)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    thread.join()
+
+
+INTERRUPTS = pytest.mark.skipif(
+    not hasattr(signal, "pthread_kill"), reason="signals come to threads on POSIX only"
+)
+
+
+@INTERRUPTS
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_an_interrupted_call_leaves_nothing(
+    cluster: SimulatedCluster, router: Router, stream: bool
+) -> None:
+    for node in cluster:
+        node.inject(HangFault())
+    with Client(router=router) as client:
+        with interrupted_when(lambda: chats(cluster)):
+            answer = client.chat(MODEL, MESSAGES, stream=stream)
+            next(answer)
+
+        assert_idle(router)
+        assert_the_nodes_are_free_promptly(cluster)
+
+
+@INTERRUPTS
+def test_a_request_interrupted_in_the_line_gives_up_its_place(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    for node in cluster:
+        node.inject(HangFault())
+    with Client(router=router) as client, ThreadPoolExecutor(4) as workers:
+        jobs = [workers.submit(client.chat, MODEL, MESSAGES) for _ in range(4)]
+        until(lambda: len(chats(cluster)) == 4)
+        with interrupted_when(lambda: router.waiting == 1):
+            client.chat(MODEL, MESSAGES)
+        assert (router.in_flight, router.waiting) == (4, 0)
+
+        for node in cluster:
+            node.kill()
+        for job in jobs:
+            assert isinstance(job.exception(), ConnectionError)
 
 
 # -------------------------------------------------------------------------- timeouts
