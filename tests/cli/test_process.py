@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -51,7 +51,16 @@ def test_a_chat_can_be_piped(cluster: SimulatedCluster) -> None:
     assert "\x1b" not in done.stdout + done.stderr
 
 
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.usefixtures("heeded_ctrl_c")
 def test_ctrl_c_ends_watching_with_0(cluster: SimulatedCluster) -> None:
     with subprocess.Popen(
         command("nodes", "--watch", "--json", "--interval=0.2"),
