@@ -16,7 +16,8 @@ SPEED = 200.0
 
 def make_nodes(*ids: str, **about: Any) -> list[SimulatedNode]:
     """24 GB nodes of one kind, 200 times faster than life."""
-    given = {"models": (MODEL,), "vram_gb": 24.0, "speed": SPEED, **about}
+    # Keep-alive counts in simulated seconds too: at this speed five minutes are soon over.
+    given = {"models": (MODEL,), "vram_gb": 24.0, "speed": SPEED, "keep_alive_s": 1e9, **about}
     return [SimulatedNode(node_id, **given) for node_id in ids]
 
 
