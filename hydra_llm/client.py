@@ -391,6 +391,8 @@ class _BoundClient(ollama.Client):
 
     def _request_raw(self, *args: Any, **keywords: Any) -> Any:
         response = self._hydra._send(self._words, *args, **keywords)
+        if DOCUMENT_EXTENSION in response.extensions:
+            return response
         response.read()
         if response.status_code >= 400:
             raise ollama.ResponseError(response.text, response.status_code)
@@ -412,6 +414,8 @@ class _BoundAsyncClient(ollama.AsyncClient):
 
     async def _request_raw(self, *args: Any, **keywords: Any) -> Any:
         response = await self._hydra._send(self._words, *args, **keywords)
+        if DOCUMENT_EXTENSION in response.extensions:
+            return response
         await response.aread()
         if response.status_code >= 400:
             raise ollama.ResponseError(response.text, response.status_code)
@@ -468,7 +472,14 @@ def _request(
     }
     if json is not None:
         extensions[PAYLOAD_EXTENSION] = json
-        content = encode(json)
+        # As a stream: the transport frames what it sends on by itself.
+        return httpx.Request(
+            method,
+            _url(path),
+            headers=client.headers,
+            stream=httpx.ByteStream(encode(json)),
+            extensions=extensions,
+        )
     return httpx.Request(
         method, _url(path), headers=client.headers, content=content, extensions=extensions
     )
