@@ -29,7 +29,7 @@ from hydra_llm.exceptions import (
     NoEligibleNodeError,
     StreamBrokenError,
 )
-from hydra_llm.ollama.calls import Call, Framing, Route, with_context
+from hydra_llm.ollama.calls import Call, Framing, with_context
 from hydra_llm.scheduling import Choice, RoutingDecision
 from hydra_llm.scheduling.filters import MISSES_DEADLINE
 from hydra_llm.types import Attempt, InferenceRequest, Node, Placement, Usage
@@ -461,8 +461,3 @@ def outgoing_request(
         if framing in incoming.headers:
             headers.append((framing.encode(), incoming.headers[framing].encode()))
     return httpx.Request(incoming.method, url, headers=headers, stream=body, extensions=extensions)
-
-
-def is_routed(call: Call) -> bool:
-    """Whether the scheduler chooses the node."""
-    return call.route in (Route.INFERENCE, Route.MODEL) and bool(call.model)

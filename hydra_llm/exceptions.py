@@ -28,7 +28,7 @@ nor answers nor credentials are ever part of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -277,8 +277,3 @@ def count_reasons(rejections: Sequence[Rejection]) -> str:
         counts[rejection.reason] = counts.get(rejection.reason, 0) + 1
     ordered: Sequence[tuple[str, int]] = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} {reason}" for reason, count in ordered)
-
-
-def figures_of(figures: Mapping[str, str]) -> str:
-    """Each node's figure, as ``rack 20.0 GB, gaming 10.0 GB``."""
-    return ", ".join(f"{node_id} {figure}" for node_id, figure in figures.items())

@@ -589,7 +589,6 @@ class Placement:
     """Expected time until the model is loaded, loads ahead of it included."""
     expected_seconds: float = 0.0
     """Expected prefill and decode."""
-    wait_seconds: float = 0.0
     reserved_bytes: int = 0
     evicts: frozenset[str] = frozenset()
     options: RunnerOptions = NO_OPTIONS

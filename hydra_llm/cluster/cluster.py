@@ -294,7 +294,6 @@ class Cluster:
         From now on the model counts as loaded, before any probe has seen it.
         """
         with self._books() as now:
-            lease.first_byte_at = now
             lease.renew(now)
             record = self._records[lease.node_id]
             if not lease.is_held or not lease.running.loading:

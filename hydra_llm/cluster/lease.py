@@ -25,7 +25,6 @@ class Lease:
         "breaker_generation",
         "called_stuck",
         "expires_at",
-        "first_byte_at",
         "id",
         "load_generation",
         "peers",
@@ -56,7 +55,6 @@ class Lease:
         self.load_generation = load_generation
         self.peers = peers
         """Requests for the same model that were on the node when this one came."""
-        self.first_byte_at: float | None = None
         self.called_stuck = False
         """Its load has been reported as stuck; once is enough."""
         self.state: Literal["held", "released", "expired"] = "held"

@@ -65,9 +65,6 @@ REASONS = frozenset(
 )
 """The closed list."""
 
-TRANSIENT_REASONS = frozenset({ALREADY_TRIED, CIRCUIT_OPEN, DOWN, NOT_SEEN, PAUSED})
-"""Reasons that may be gone in a moment."""
-
 
 def is_excluded(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> Rejection | None:
     """Reject a node that failed this very request, or that the caller named."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import NamedTuple
 
 from hydra_llm.exceptions import NoEligibleNodeError, NoNodeUpError, count_reasons
@@ -224,8 +225,6 @@ _Step = Callable[
 
 def _combinations(steps: Sequence[_Step]) -> list[tuple[_Step, ...]]:
     """Each step alone, then pairs, then all: as little as possible is given up."""
-    from itertools import combinations
-
     return [c for size in range(1, len(steps) + 1) for c in combinations(steps, size)]
 
 
