@@ -190,7 +190,10 @@ def _formatted(question: Question) -> list[str]:
     rng = rng_of("format", question.rendered, question.seed)
     hints = Hints(text_of(asked[-1]) if asked else "")
     if question.format == "json":
-        value: object = {"answer": "".join(itertools.islice(prose(rng), 5)).strip()}
+        keys = hints.quoted if hints.mentions("key") or hints.mentions("keys") else []
+        value: object = {
+            key: "".join(itertools.islice(prose(rng), 5)).strip() for key in keys or ["answer"]
+        }
     else:
         value = value_for(question.format, hints, rng)
     return tokens_of(json.dumps(value, ensure_ascii=False))

@@ -47,9 +47,9 @@ class Hints:
         self.prompt = prompt
         unquoted = _QUOTED.sub(" ", prompt)
         self.numbers = [_number(text) for text in _NUMBER.findall(unquoted)]
-        quoted = ["".join(groups) for groups in _QUOTED.findall(prompt)]
+        self.quoted = ["".join(groups) for groups in _QUOTED.findall(prompt)]
         names = [name for name in _NAME.findall(unquoted) if name not in _NO_NAMES]
-        self.names: list[str] = [*quoted, *names]
+        self.names: list[str] = [*self.quoted, *names]
 
     def mentions(self, word: object) -> bool:
         """Whether the prompt has this word."""
