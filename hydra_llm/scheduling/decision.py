@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra_llm.exceptions import NoEligibleNodeError
 from hydra_llm.scheduling.scheduler import Choice
+from hydra_llm.tables import html_table, stacked_bars, text_table
 from hydra_llm.types import Attempt, Candidate, Rejection, masked_url
 
 KEYS = (
@@ -163,7 +164,23 @@ class RoutingDecision(Mapping[str, Any]):
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data that ``json.dumps`` takes."""
-        return {key: self[key] for key in KEYS}
+        return dict(zip(KEYS, map(self.__getitem__, KEYS), strict=True))
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> RoutingDecision:
+        """
+        Read back what :meth:`to_dict` gave, for its tables.
+
+        LangChain's ``response_metadata["routing_decision"]`` is such plain data, and so is a
+        decision that was written to a log.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            return _ToldDecision(told)
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise ValueError(f"this is no routing decision's plain data: {exc!r}") from exc
 
     # ---------------------------------------------------------------- reading
 
@@ -199,31 +216,75 @@ class RoutingDecision(Mapping[str, Any]):
             ]
             for row in self.rows()
         ]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in [head, *body]
-        ]
-        return "\n".join(lines)
+        return text_table(head, body)
 
     def _repr_html_(self) -> str:
-        """A table for notebooks."""
+        """For notebooks: the candidates' seconds as bars, and everything as a table."""
         terms = list(self.candidates[0].costs) if self.candidates else []
-        head = "".join(f"<th>{html.escape(h)}</th>" for h in ["node", "seconds", *terms, "note"])
-        body = ""
-        for row in self.rows():
-            seconds = "–" if row["seconds"] is None else f"{row['seconds']:.2f}"
-            cells = [row["node"], seconds]
-            cells += [f"{row[name]:.2f}" if name in row else "" for name in terms]
-            cells.append(row["note"])
-            weight = ' style="font-weight:bold"' if row["chosen"] else ""
-            body += f"<tr{weight}>{''.join(f'<td>{html.escape(str(c))}</td>' for c in cells)}</tr>"
-        return f"<p>{html.escape(self.reason)}</p><table><tr>{head}</tr>{body}</table>"
+        rows = self.rows()
+        body = [
+            [
+                row["node"],
+                "–" if row["seconds"] is None else f"{row['seconds']:.2f}",
+                *(f"{row[name]:.2f}" if name in row else "" for name in terms),
+                row["note"],
+            ]
+            for row in rows
+        ]
+        chosen = next((number for number, row in enumerate(rows) if row["chosen"]), None)
+        table = html_table(["node", "seconds", *terms, "note"], body, bold=chosen)
+        bars = stacked_bars(
+            [(row["node"], {name: row[name] for name in terms}) for row in rows if row["seconds"]],
+            unit="s",
+        )
+        return f"<p>{html.escape(self.reason)}</p>{bars}{table}"
 
     def __repr__(self) -> str:
         if self.selected_node is None:
             return f"<RoutingDecision {self.model} → nobody: {self.reason}>"
         return f"<RoutingDecision {self.model} → {self.reason}>"
+
+
+class _ToldDecision(RoutingDecision):
+    """A decision read back from plain data."""
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        super().__init__(model=str(told["model"]), requested_node=told.get("requested_node"))
+        self.attempts = tuple(Attempt(**attempt) for attempt in told.get("attempts") or ())
+        self._actual = told.get("actual")
+        self._predicted = told.get("predicted")
+        self._candidates = tuple(
+            Candidate(
+                node_id=candidate["node_id"],
+                costs=candidate["costs"],
+                total_seconds=candidate["seconds"],
+                note=candidate["note"],
+            )
+            for candidate in told.get("candidates") or ()
+        )
+        self._rejections = tuple(Rejection(**one) for one in told.get("rejections") or ())
+        self._warnings = tuple(told.get("warnings") or ())
+        self._told = told
+
+    @property
+    def selected_node(self) -> str | None:
+        return self._told.get("selected_node")
+
+    @property
+    def node_url(self) -> str | None:
+        return self._told.get("node_url")
+
+    @property
+    def reason(self) -> str:
+        return str(self._told.get("reason", ""))
+
+    @property
+    def rejections(self) -> tuple[Rejection, ...]:
+        return self._rejections
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._warnings
 
 
 def _seconds(value: float) -> str:

@@ -223,7 +223,7 @@ def test_both_tables_contain_every_node(
     assert html.count("<tr") == 1 + len(nodes)
     for node in nodes:
         assert node.id in decision.table()
-        assert f"<td>{node.id}</td>" in html
+        assert f">{node.id}</td>" in html
 
 
 def test_what_comes_from_outside_is_escaped_in_html() -> None:
@@ -266,3 +266,26 @@ def test_credentials_in_a_pin_show_nowhere(url: str, strict: bool) -> None:
     for text in (json.dumps(decision.to_dict()), decision.table(), repr(decision)):
         assert "hunter2" not in text
     assert decision.requested_node is not None
+
+
+# ------------------------------------------------------------------------- plain data
+
+
+@given(REQUESTS, CLUSTERS, moments())
+def test_a_decision_can_be_read_back_from_plain_data(
+    asked: InferenceRequest, nodes: list[NodeSnapshot], moment: Moment
+) -> None:
+    told = json.loads(json.dumps(decide(asked, *nodes, moment=moment).to_dict()))
+    back = RoutingDecision.from_dict(told)
+
+    assert back.to_dict() == told
+    assert len(back.table().splitlines()) == 1 + len(nodes)
+    assert back._repr_html_().count("<tr") == 1 + len(nodes)
+
+
+@pytest.mark.parametrize(
+    "nonsense", [{}, {"model": "m", "candidates": [1]}, {"model": "m", "attempts": [{}]}, None, 3]
+)
+def test_something_else_is_no_decision(nonsense: Any) -> None:
+    with pytest.raises(ValueError, match="no routing decision's plain data"):
+        RoutingDecision.from_dict(nonsense)
