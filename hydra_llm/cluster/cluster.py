@@ -347,7 +347,9 @@ class Cluster:
                 self._tell(CircuitClosed(at=now, node_id=lease.node_id))
                 self._slow_start(record, now)
             if usage is not None:
-                self._learn(record, lease, usage, knows_prompt=bool(chain))
+                # Who writes no token only embeds, and of that nothing is ever cached.
+                knows_prompt = bool(chain) or lease.request.output_tokens == 0
+                self._learn(record, lease, usage, knows_prompt=knows_prompt)
             self._cache_index.remember(lease.request.model, lease.node_id, chain)
             if not self._end(lease, "released", now):
                 self._publish(record)
@@ -381,7 +383,8 @@ class Cluster:
             mean = before.output_tokens
             tokens = float(usage.output_tokens)
             mean = tokens if mean is None else mean + 0.1 * (tokens - mean)
-            self._demand[model] = replace(before, output_tokens=mean)
+            if mean != before.output_tokens:
+                self._demand[model] = replace(before, output_tokens=mean)
 
     def failed(self, lease: Lease, error: NodeError) -> None:
         """The node failed this request: judge it by the cause, and give the place back."""

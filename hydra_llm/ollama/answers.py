@@ -14,6 +14,9 @@ NANOSECONDS = 1e9
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """A line longer than this is nothing that Ollama sends."""
 
+_MORE_TO_COME = b'"done":false}'
+"""How all native parts but the last end: the outermost object's last field."""
+
 _END_MARKS = (
     b'"type":"message_stop"',
     b'"type":"response.completed"',
@@ -76,6 +79,8 @@ class AnswerReader:
         if not line or line == b"\r":
             return
         self.parts += 1
+        if line.endswith(_MORE_TO_COME):
+            return
         # Quotes inside JSON strings are escaped, so these bytes are never part of the text.
         if b'"done":true' in line or b'"done": true' in line:
             document = _object(line)
@@ -135,10 +140,15 @@ def usage_of(document: Mapping[str, Any]) -> Usage:
         value = document.get(name)
         return value if isinstance(value, int) else None
 
+    total, load = seconds("total_duration"), seconds("load_duration")
+    prefill = seconds("prompt_eval_duration")
+    if "embeddings" in document and total is not None:
+        # Embedding is reading and nothing else (recordings embed-*).
+        prefill = max(0.0, total - (load or 0.0))
     return Usage(
-        total_seconds=seconds("total_duration"),
-        load_seconds=seconds("load_duration"),
-        prefill_seconds=seconds("prompt_eval_duration"),
+        total_seconds=total,
+        load_seconds=load,
+        prefill_seconds=prefill,
         decode_seconds=seconds("eval_duration"),
         prompt_tokens=count("prompt_eval_count"),
         output_tokens=count("eval_count"),

@@ -164,7 +164,8 @@ def read_call(method: str, path: str, payload: Mapping[str, Any] | None) -> Call
         options=_runner_options(options) if isinstance(options, Mapping) else NO_OPTIONS,
         input_tokens=parts[-1].tokens if parts else 0,
         output_limit=_output_limit(payload, options) if endpoint.generates else 0,
-        parts=parts,
+        # What is only embedded leaves nothing in a prompt cache.
+        parts=parts if endpoint.generates else (),
         unloads=str(payload.get("keep_alive")) in ("0", "0.0", "0s", "0m"),
     )
 

@@ -554,6 +554,16 @@ def test_nothing_is_learned_of_prefill_from_a_prompt_that_nobody_looked_up() -> 
     assert snapshot_of(cluster).speeds[LLAMA].decode_seconds_per_token is not None
 
 
+def test_an_embedding_teaches_how_fast_texts_are_read() -> None:
+    """Nobody looks it up in a prompt cache, but nothing of it is ever there."""
+    cluster = ledger(seen(warm=(LLAMA,)))
+    usage = Usage(total_seconds=1.0, prefill_seconds=1.0, prompt_tokens=1000)
+    cluster.succeeded(granted(cluster, request(output_tokens=0)), usage)
+
+    speed = snapshot_of(cluster).speeds[LLAMA]
+    assert speed.prefill_seconds_per_token == pytest.approx(0.001)
+
+
 def test_the_tokens_expected_in_the_cache_are_not_counted_as_evaluated() -> None:
     cluster = ledger(seen(warm=(LLAMA,)))
     asked = request(cached_tokens={"a": 500})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hydra_llm.ollama import answers
-from hydra_llm.ollama.answers import AnswerReader, error_text, is_answer, read_whole
+from hydra_llm.ollama.answers import AnswerReader, error_text, is_answer, read_whole, usage_of
 from hydra_llm.ollama.calls import Framing
 from hydra_llm.types import Usage
 
@@ -390,3 +390,39 @@ def test_every_kind_of_recorded_answer_is_one(version: str, name: str) -> None:
 def test_what_others_send_is_no_answer() -> None:
     assert not is_answer({"message": "It works!"})
     assert not is_answer({})
+
+
+# ------------------------------------------------------------------------- embeddings
+
+
+def test_an_embedding_is_reading_and_nothing_else() -> None:
+    document = {"embeddings": [[0.1]], "total_duration": 400_000_000, "load_duration": 3_000_000}
+    usage = usage_of({**document, "prompt_eval_count": 30})
+
+    assert usage.prefill_seconds == pytest.approx(0.397)
+    assert (usage.prompt_tokens, usage.output_tokens, usage.decode_seconds) == (30, None, None)
+
+
+def test_a_load_that_took_longer_than_all_of_it_leaves_no_time_for_reading() -> None:
+    usage = usage_of({"embeddings": [], "total_duration": 1, "load_duration": 2})
+
+    assert usage.prefill_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("line", "is_complete", "error"),
+    [
+        (b'{"message":{"content":"x"},"done":false}', False, None),
+        (b'{"message":{"tool_calls":[{"arguments":{"done":false}}]},"done":true}', True, None),
+        (b'{"done":true,"message":{"tool_calls":[{"arguments":{"done":false}}]}}', True, None),
+        (b'{"done":true,"arguments":{"done":false}}', True, None),
+        (b'{"error":"no","done":false,"x":1}', False, "no"),
+    ],
+)
+def test_the_short_cut_for_parts_that_are_not_the_last_misses_no_end(
+    line: bytes, is_complete: bool, error: str | None
+) -> None:
+    reader = AnswerReader(Framing.NDJSON)
+    reader.feed(line + b"\n")
+
+    assert (reader.parts, reader.is_complete, reader.error) == (1, is_complete, error)

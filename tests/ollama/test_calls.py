@@ -383,3 +383,10 @@ def test_what_the_caller_said_of_the_context_is_sent_as_it_is_right_or_wrong(opt
     body = json.dumps(payload).encode()
 
     assert with_context(payload, body, 8192) == (payload, body)
+
+
+def test_what_is_embedded_is_counted_and_leaves_nothing_to_be_cached() -> None:
+    call = read("/api/embed", input=["some text"] * 3)
+
+    assert call.input_tokens > 0
+    assert call.parts == ()
