@@ -12,6 +12,7 @@ import difflib
 import inspect
 import os
 import re
+import ssl
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -81,8 +82,8 @@ def _not_a_bool(value: object) -> object:
     return value
 
 
-def _read_verify(value: object) -> bool | str:
-    if isinstance(value, bool):
+def _read_verify(value: object) -> bool | str | ssl.SSLContext:
+    if isinstance(value, (bool, ssl.SSLContext)):
         return value
     text = str(value).strip() if isinstance(value, str | int | os.PathLike) else ""
     if text.lower() in ("1", "true", "t", "yes", "y", "on"):
@@ -162,8 +163,9 @@ class HydraSettings(BaseSettings):
     """Seconds of silence inside a stream that has begun."""
     max_body_bytes: CountFromOne = 67_108_864
     """Bytes that an answer which is not streamed may have."""
-    verify: Annotated[bool | str, PlainValidator(_read_verify)] = True
-    """Whether to check TLS certificates; or the path of a file of CA certificates to trust."""
+    verify: Annotated[bool | str | InstanceOf[ssl.SSLContext], PlainValidator(_read_verify)] = True
+    """Whether to check TLS certificates; or the path of a file of CA certificates to trust; or, in
+    Python, an `ssl.SSLContext`."""
 
     vram_monitoring: bool = True
     """Whether to ask this machine's GPUs, and the nodes' exporters, for their memory."""
@@ -274,6 +276,10 @@ class HydraSettings(BaseSettings):
             elif value != setting.default:
                 yield name, value
 
+    @field_serializer("verify", when_used="json")
+    def _verify_in_json(self, verify: bool | str | ssl.SSLContext) -> bool | str:
+        return _TLS_CONTEXT if isinstance(verify, ssl.SSLContext) else verify
+
     @field_serializer("nodes")
     def _nodes_in_dumps(self, nodes: tuple[Node, ...], info: SerializationInfo) -> list[Any]:
         if info.mode == "json":
@@ -281,6 +287,9 @@ class HydraSettings(BaseSettings):
         # Node's arguments, headers in the wrapper that hides them: as with a SecretStr, new
         # settings can be made of a dump, and printing it shows no secret.
         return [{each.name: getattr(node, each.name) for each in fields(node)} for node in nodes]
+
+
+_TLS_CONTEXT = "a TLS context"
 
 
 class Setting(NamedTuple):
@@ -648,7 +657,7 @@ def _show(name: str, value: object) -> str:
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value)
+    return _TLS_CONTEXT if isinstance(value, ssl.SSLContext) else str(value)
 
 
 class _Verbatim(str):

@@ -28,10 +28,10 @@ class Pools:
     Opened when first used.
 
     Args:
-        verify: True for the usual authorities, a CA file, or False for none.
+        verify: True for the usual authorities, a CA file, False for none, or a TLS context.
     """
 
-    def __init__(self, *, verify: bool | str = True) -> None:
+    def __init__(self, *, verify: bool | str | ssl.SSLContext = True) -> None:
         self._verify = verify
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
@@ -45,7 +45,9 @@ class Pools:
     def ssl_context(self) -> ssl.SSLContext:
         """The TLS context that all pools share."""
         if self._context is None:
-            if isinstance(self._verify, str):
+            if isinstance(self._verify, ssl.SSLContext):
+                self._context = self._verify
+            elif isinstance(self._verify, str):
                 self._context = ssl.create_default_context(cafile=self._verify)
             else:
                 self._context = httpx.create_ssl_context(verify=self._verify)

@@ -1,5 +1,7 @@
 """What a value may be, and what is never shown of it."""
 
+import json
+import ssl
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +141,16 @@ def test_verify_may_be_a_file_of_authorities(
     assert HydraSettings(verify=empty_directory / "ca.pem").verify == str(
         empty_directory / "ca.pem"
     )
+
+
+def test_verify_may_be_a_context_made_in_python() -> None:
+    context = ssl.create_default_context()
+    settings = HydraSettings(verify=context)
+
+    assert settings.verify is context
+    assert settings == HydraSettings(verify=context) != HydraSettings()
+    assert ("verify", "a TLS context", "argument") in describe_settings(settings)
+    json.dumps(settings.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize("value", ["no.pem", ".", "", 2, None, ["ca.pem"], Path("no.pem")])
