@@ -26,15 +26,23 @@ DOCUMENT_EXTENSION = "hydra_document"
 _DROPPED_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 
 
+def _header(response: httpx.Response, wanted: bytes) -> str:
+    # httpx's own look-up first tries to decode all headers; this one is needed for each answer.
+    for name, value in response.headers.raw:
+        if name.lower() == wanted:
+            return value.decode("latin-1")
+    return ""
+
+
 def check_content_type(node: Node, response: httpx.Response) -> None:
     """Raise if the answer cannot be one of Ollama's, before any of it is read."""
-    if response.headers.get("content-encoding", "identity") != "identity":
+    if _header(response, b"content-encoding") not in ("", "identity"):
         raise NodeProtocolError(
             f"{node.id} compressed its answer unasked; switch that off in the proxy before it",
             node_id=node.id,
             node_url=node.url,
         )
-    kind = response.headers.get("content-type", "")
+    kind = _header(response, b"content-type")
     if kind and not any(word in kind for word in ("json", "event-stream")):
         raise NodeProtocolError(
             f"{node.id} answered with {kind.partition(';')[0][:60]!r}, not with JSON; "
@@ -46,7 +54,7 @@ def check_content_type(node: Node, response: httpx.Response) -> None:
 
 def is_stream(response: httpx.Response) -> bool:
     """Load-only and unload requests are answered in one piece, even if a stream was asked for."""
-    kind = response.headers.get("content-type", "")
+    kind = _header(response, b"content-type")
     return "ndjson" in kind or "event-stream" in kind
 
 

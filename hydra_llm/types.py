@@ -179,6 +179,8 @@ class _Secrets(Mapping[str, str]):
 
 def masked_url(url: str) -> str:
     """``url`` without anything that could be part of a password, well formed or not."""
+    if "@" not in url:
+        return url
     return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*://|).*@", r"\1***@", url, flags=re.DOTALL)
 
 
@@ -650,7 +652,8 @@ class Candidate:
         return {
             "node_id": self.node_id,
             "seconds": round(self.total_seconds, 4),
-            "costs": {name: round(value, 4) for name, value in self.costs.items()},
+            # Most of them are nothing, and rounding takes its time.
+            "costs": {n: round(value, 4) if value else 0.0 for n, value in self.costs.items()},
             "note": self.note,
         }
 

@@ -7,7 +7,6 @@ weights, so a person can argue with each of them, and a plug-in adds seconds of 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Protocol
 
 from hydra_llm.scheduling.filters import MISSES_DEADLINE, vram_available_to
@@ -179,13 +178,18 @@ def prefill(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> fl
 
 
 def decode(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """Generating the answer; somebody who reads along minds less."""
+    seconds = decode_seconds(request, node, moment)
+    return seconds * moment.prices.interactive_decode_share if request.interactive else seconds
+
+
+def decode_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
     """Generating the answer, slowed by what else runs there."""
     tokens = moment.output_tokens(request)
     if not tokens:
         return 0.0
     others = sum(1 for r in node.running if r.model != request.model)
-    seconds = tokens * seconds_per_token(request, node, moment) * (1.0 + SHARING_SLOWDOWN * others)
-    return seconds * moment.prices.interactive_decode_share if request.interactive else seconds
+    return tokens * seconds_per_token(request, node, moment) * (1.0 + SHARING_SLOWDOWN * others)
 
 
 def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
@@ -252,14 +256,15 @@ COST_TERMS: dict[str, CostTerm] = {
 }
 """Every term by name, the most decisive first, so that a hopeless node is given up early."""
 
-OWN_TERMS = ("wait", "load", "prefill", "decode")
-"""The terms that make up the request's own expected completion."""
-
 
 def own_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> dict[str, float]:
     """The request's own expected completion there, term by term, nothing weighed down."""
-    plain = replace(request, interactive=False) if request.interactive else request
-    return {name: COST_TERMS[name](plain, node, moment) for name in OWN_TERMS}
+    return {
+        "wait": wait(request, node, moment),
+        "load": load(request, node, moment),
+        "prefill": prefill(request, node, moment),
+        "decode": decode_seconds(request, node, moment),
+    }
 
 
 def misses_deadline(
