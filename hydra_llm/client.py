@@ -34,6 +34,7 @@ from hydra_llm.exceptions import (
     NodeProtocolError,
     NoEligibleNodeError,
     RoutingWordError,
+    StreamBrokenError,
 )
 from hydra_llm.replies import DISPATCH_EXTENSION, DOCUMENT_EXTENSION
 from hydra_llm.router import Router
@@ -41,6 +42,7 @@ from hydra_llm.scheduling import RoutingDecision
 from hydra_llm.scheduling.filters import MODEL_MISSING
 from hydra_llm.transport import (
     PAYLOAD_EXTENSION,
+    RESTART_EXTENSION,
     WORDS_EXTENSION,
     AsyncHydraTransport,
     HydraTransport,
@@ -135,24 +137,31 @@ VERBS = (
 )
 
 
+RESTART_OF = "restart_of"
+"""Argument of every verb: the StreamBrokenError in which the same call ended before."""
+
+
 @functools.lru_cache(maxsize=64)
 def _parameters(verb: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(verb).parameters) - {"self"}
 
 
-def _words_and_rest(
+def _routing_and_rest(
     verb: Callable[..., Any], keywords: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The call's routing words and ollama's own arguments; a misspelt one raises."""
+    """What the transport is told of the call, and ollama's own arguments; a misspelt one raises."""
     words, rest = split_words(keywords)
+    routing: dict[str, Any] = {WORDS_EXTENSION: words}
+    if RESTART_OF in rest:
+        routing[RESTART_EXTENSION] = rest.pop(RESTART_OF)
     known = _parameters(verb)
     for name in rest:
         if name not in known:
-            names = (*WORDS, *sorted(known))
+            names = (*WORDS, RESTART_OF, *sorted(known))
             raise RoutingWordError(
                 f"{verb.__name__}() got an unexpected argument: {unknown_word(name, names)}"
             )
-    return words, rest
+    return routing, rest
 
 
 def _with_words(verb: Callable[..., Any]) -> inspect.Signature:
@@ -165,6 +174,12 @@ def _with_words(verb: Callable[..., Any]) -> inspect.Signature:
                 name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=field.annotation
             )
         )
+    broken = StreamBrokenError | None
+    parameters.append(
+        inspect.Parameter(
+            RESTART_OF, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=broken
+        )
+    )
     return signature.replace(parameters=parameters)
 
 
@@ -173,8 +188,8 @@ def _sync_verb(name: str) -> Any:
 
     @functools.wraps(verb)
     def call(self: Client, *args: Any, **keywords: Any) -> Any:
-        words, rest = _words_and_rest(verb, keywords)
-        return verb(_BoundClient(self, words), *args, **rest)
+        routing, rest = _routing_and_rest(verb, keywords)
+        return verb(_BoundClient(self, routing), *args, **rest)
 
     call.__signature__ = _with_words(verb)  # type: ignore[attr-defined]  # read by inspect
     return call
@@ -185,8 +200,8 @@ def _async_verb(name: str) -> Any:
 
     @functools.wraps(verb)
     async def call(self: AsyncClient, *args: Any, **keywords: Any) -> Any:
-        words, rest = _words_and_rest(verb, keywords)
-        return await verb(_BoundAsyncClient(self, words), *args, **rest)
+        routing, rest = _routing_and_rest(verb, keywords)
+        return await verb(_BoundAsyncClient(self, routing), *args, **rest)
 
     call.__signature__ = _with_words(verb)  # type: ignore[attr-defined]  # read by inspect
     return call
@@ -206,6 +221,8 @@ class Client(ollama.Client):
         settings: for a router made here.
         timeout: httpx's, per attempt; by default silence is limited by the settings only.
         headers: sent to every node; a node's own go to that node only.
+        plain_parts: the parts of a stream are dictionaries, as they came, instead of ollama's
+            types: for whoever takes them apart at once, and wants to be quick about it.
         routing: routing words that hold for every call.
 
     Raises:
@@ -220,6 +237,7 @@ class Client(ollama.Client):
         settings: HydraSettings | None = None,
         timeout: Any = None,
         headers: Mapping[str, str] | None = None,
+        plain_parts: bool = False,
         **routing: Any,
     ) -> None:
         _check_constructor_words(routing)
@@ -227,7 +245,8 @@ class Client(ollama.Client):
         # The host is a name for "whichever node": it is never connected to.
         super().__init__("http://hydra", transport=transport, timeout=timeout, headers=headers)
         self._transport = transport
-        self._is_key_for_all = _has_authorization(headers)
+        self._is_key_for_all = _is_key_for_all(headers, transport.router)
+        self._plain_parts = plain_parts
 
     @property
     def router(self) -> Router:
@@ -259,21 +278,21 @@ class Client(ollama.Client):
         raise _not_about_nodes("web_fetch")
 
     def _send(
-        self, words: Mapping[str, Any], method: str, path: str, **body: Any
+        self, routing: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> httpx.Response:
         # Straight to the transport: what httpx's client adds (cookies, redirects, its own
         # hooks) is of no use here and takes longer than choosing the node.
-        request = _request(self._client, self._is_key_for_all, words, method, path, **body)
+        request = _request(self._client, self._is_key_for_all, routing, method, path, **body)
         try:
             return self._transport.handle_request(request)
         except NoEligibleNodeError as exc:
             raise _translated(exc) from exc.__cause__
 
     def _parts(
-        self, cls: Any, words: Mapping[str, Any], method: str, path: str, **body: Any
+        self, cls: Any, routing: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> Iterator[Any]:
-        cls = _ROUTED.get(cls, cls)
-        response = self._send(words, method, path, **body)
+        make = dict if self._plain_parts else _ROUTED.get(cls, cls)
+        response = self._send(routing, method, path, **body)
         try:
             if response.status_code >= 400:
                 response.read()
@@ -285,9 +304,9 @@ class Client(ollama.Client):
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     if line:
-                        yield cls(**_part(dispatch, line))
+                        yield make(**_part(dispatch, line))
             if rest:
-                yield cls(**_part(dispatch, rest))
+                yield make(**_part(dispatch, rest))
         finally:
             response.close()
 
@@ -306,13 +325,15 @@ class AsyncClient(ollama.AsyncClient):
         settings: HydraSettings | None = None,
         timeout: Any = None,
         headers: Mapping[str, str] | None = None,
+        plain_parts: bool = False,
         **routing: Any,
     ) -> None:
         _check_constructor_words(routing)
         transport = AsyncHydraTransport(nodes, router=router, settings=settings, **routing)
         super().__init__("http://hydra", transport=transport, timeout=timeout, headers=headers)
         self._transport = transport
-        self._is_key_for_all = _has_authorization(headers)
+        self._is_key_for_all = _is_key_for_all(headers, transport.router)
+        self._plain_parts = plain_parts
 
     @property
     def router(self) -> Router:
@@ -344,19 +365,19 @@ class AsyncClient(ollama.AsyncClient):
         raise _not_about_nodes("web_fetch")
 
     async def _send(
-        self, words: Mapping[str, Any], method: str, path: str, **body: Any
+        self, routing: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> httpx.Response:
-        request = _request(self._client, self._is_key_for_all, words, method, path, **body)
+        request = _request(self._client, self._is_key_for_all, routing, method, path, **body)
         try:
             return await self._transport.handle_async_request(request)
         except NoEligibleNodeError as exc:
             raise _translated(exc) from exc.__cause__
 
     async def _parts(
-        self, cls: Any, words: Mapping[str, Any], method: str, path: str, **body: Any
+        self, cls: Any, routing: Mapping[str, Any], method: str, path: str, **body: Any
     ) -> AsyncIterator[Any]:
-        cls = _ROUTED.get(cls, cls)
-        response = await self._send(words, method, path, **body)
+        make = dict if self._plain_parts else _ROUTED.get(cls, cls)
+        response = await self._send(routing, method, path, **body)
         try:
             if response.status_code >= 400:
                 await response.aread()
@@ -368,9 +389,9 @@ class AsyncClient(ollama.AsyncClient):
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     if line:
-                        yield cls(**_part(dispatch, line))
+                        yield make(**_part(dispatch, line))
             if rest:
-                yield cls(**_part(dispatch, rest))
+                yield make(**_part(dispatch, rest))
         finally:
             await response.aclose()
 
@@ -384,13 +405,13 @@ class AsyncClient(ollama.AsyncClient):
 class _BoundClient(ollama.Client):
     """One call of a client with its routing words: ollama's verbs end up here."""
 
-    def __init__(self, client: Client, words: Mapping[str, Any]) -> None:
+    def __init__(self, client: Client, routing: Mapping[str, Any]) -> None:
         # Deliberately not ollama's: it would open an httpx client of its own.
         self._hydra = client
-        self._words = words
+        self._routing = routing
 
     def _request_raw(self, *args: Any, **keywords: Any) -> Any:
-        response = self._hydra._send(self._words, *args, **keywords)
+        response = self._hydra._send(self._routing, *args, **keywords)
         if DOCUMENT_EXTENSION in response.extensions:
             return response
         response.read()
@@ -400,20 +421,20 @@ class _BoundClient(ollama.Client):
 
     def _request(self, cls: Any, *args: Any, stream: bool = False, **keywords: Any) -> Any:
         if stream:
-            return self._hydra._parts(cls, self._words, *args, **keywords)
+            return self._hydra._parts(cls, self._routing, *args, **keywords)
         return _parsed(cls, self._request_raw(*args, **keywords))
 
 
 class _BoundAsyncClient(ollama.AsyncClient):
     """As :class:`_BoundClient`, for an event loop."""
 
-    def __init__(self, client: AsyncClient, words: Mapping[str, Any]) -> None:
+    def __init__(self, client: AsyncClient, routing: Mapping[str, Any]) -> None:
         # Deliberately not ollama's: it would open an httpx client of its own.
         self._hydra = client
-        self._words = words
+        self._routing = routing
 
     async def _request_raw(self, *args: Any, **keywords: Any) -> Any:
-        response = await self._hydra._send(self._words, *args, **keywords)
+        response = await self._hydra._send(self._routing, *args, **keywords)
         if DOCUMENT_EXTENSION in response.extensions:
             return response
         await response.aread()
@@ -423,7 +444,7 @@ class _BoundAsyncClient(ollama.AsyncClient):
 
     async def _request(self, cls: Any, *args: Any, stream: bool = False, **keywords: Any) -> Any:
         if stream:
-            return self._hydra._parts(cls, self._words, *args, **keywords)
+            return self._hydra._parts(cls, self._routing, *args, **keywords)
         return _parsed(cls, await self._request_raw(*args, **keywords))
 
 
@@ -438,9 +459,15 @@ def _check_constructor_words(routing: Mapping[str, Any]) -> None:
             raise RoutingWordError(f"unexpected argument: {unknown_word(name)}")
 
 
-def _has_authorization(headers: Mapping[str, str] | None) -> bool:
-    """Whether a key was given for every node; one from ``OLLAMA_API_KEY`` is for no node."""
-    return any(name.lower() == "authorization" for name in headers or ())
+def _is_key_for_all(headers: Mapping[str, str] | None, router: Router) -> bool:
+    """
+    Whether the client's ``Authorization`` is meant for whatever node is chosen.
+
+    One that was given is. One that ollama's client took from ``OLLAMA_API_KEY`` is meant for
+    the only node, where there is just one; of several it is not known whose key it is.
+    """
+    is_given = any(name.lower() == "authorization" for name in headers or ())
+    return is_given or len(router.settings.nodes) == 1
 
 
 def _not_about_nodes(verb: str) -> ConfigurationError:
@@ -455,7 +482,7 @@ def _url(path: str) -> httpx.URL:
 def _request(
     client: httpx.Client | httpx.AsyncClient,
     is_for_all: bool,
-    words: Mapping[str, Any],
+    routing: Mapping[str, Any],
     method: str,
     path: str,
     *,
@@ -467,7 +494,7 @@ def _request(
         raise RuntimeError("Cannot send a request, as the client has been closed.")
     extensions: dict[str, Any] = {
         "timeout": client.timeout.as_dict(),
-        WORDS_EXTENSION: words,
+        **routing,
         AUTHORIZATION_EXTENSION: is_for_all,
     }
     if json is not None:
@@ -486,7 +513,8 @@ def _request(
 
 
 def _part(dispatch: Dispatch | None, line: bytes) -> dict[str, Any]:
-    part: dict[str, Any] = json.loads(line)
+    # Decoded here: of bytes, json would look for their encoding first.
+    part: dict[str, Any] = json.loads(line.decode("utf-8", "surrogatepass"))
     if dispatch is not None and part.get("done") is True:
         part.update(_facts(dispatch.decision()))
     return part

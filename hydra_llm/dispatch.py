@@ -56,9 +56,27 @@ AUTHORIZATION_EXTENSION = "hydra_authorization"
 
 
 class Dispatch:
-    """The state of one routed request; used by one thread or task at a time."""
+    """
+    The state of one routed request; used by one thread or task at a time.
 
-    def __init__(self, router: Router, call: Call, words: RoutingWords, body: bytes) -> None:
+    Args:
+        router: whose nodes may serve it.
+        call: the request, read.
+        words: what its caller said about it.
+        body: its bytes.
+        restart_of: how the same request ended before, if the caller asks for it once more:
+            what was tried stays excluded, and the retry budget and the deadline go on.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        call: Call,
+        words: RoutingWords,
+        body: bytes,
+        *,
+        restart_of: StreamBrokenError | None = None,
+    ) -> None:
         self._router = router
         self._cluster = router._cluster
         self._clock = router._clock
@@ -76,7 +94,13 @@ class Dispatch:
         self._last_error: NodeError | None = None
         self._decision: RoutingDecision | None = None
         self._chain = self._prompt_chain()
-        self.request = self._inference_request()
+        tried: frozenset[str] = frozenset()
+        if restart_of is not None:
+            self._attempts += restart_of.attempts
+            self._last_error = restart_of
+            self._began = self._began if restart_of._began is None else restart_of._began
+            tried = frozenset(attempt.node_id for attempt in self._attempts)
+        self.request = self._inference_request(tried)
 
     # ----------------------------------------------------------------- request
 
@@ -89,7 +113,7 @@ class Dispatch:
             return (PrefixKey(key, call.input_tokens),)
         return tuple(PrefixKey(part.hash, part.tokens) for part in call.parts)
 
-    def _inference_request(self) -> InferenceRequest:
+    def _inference_request(self, tried: frozenset[str]) -> InferenceRequest:
         call, words = self.call, self.words
         return InferenceRequest(
             model=call.model_name,
@@ -109,6 +133,7 @@ class Dispatch:
             strict_pin=words.pin == "require",
             strict_vram=words.vram == "require",
             submitted_at=self._began,
+            tried=tried,
             cached_tokens=self._cluster.cached_tokens(call.model_name, self._chain),
         )
 
@@ -323,14 +348,16 @@ class Dispatch:
         self._book_failure(error)
         self._router._decided(self)
         if isinstance(error, StreamBrokenError):
-            return error
-        where = {"node_id": self.node.id, "node_url": self.node.url}
-        broken = StreamBrokenError(
-            f"the answer of {self.node.id} broke off after {parts} parts: {error}",
-            parts=parts,
-            **where,
-        )
-        broken.__cause__ = error
+            broken = error
+        else:
+            broken = StreamBrokenError(
+                f"the answer of {self.node.id} broke off after {parts} parts: {error}",
+                parts=parts,
+                node_id=self.node.id,
+                node_url=self.node.url,
+            )
+            broken.__cause__ = error
+        broken.attempts, broken._began = tuple(self._attempts), self._began
         return broken
 
     def _book_failure(self, error: NodeError) -> None:

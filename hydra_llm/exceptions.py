@@ -259,8 +259,16 @@ class NodeProtocolError(NodeError):
 class StreamBrokenError(NodeError):
     """The answer broke off after it had begun; what was handed out so far stands.
 
+    To have the whole answer from another node, give the error back to the same call::
+
+        try:
+            answer = "".join(part.message.content for part in client.chat(..., stream=True))
+        except StreamBrokenError as broken:
+            parts = client.chat(..., stream=True, restart_of=broken)
+
     Attributes:
         parts: how many parts the caller had received.
+        attempts: every attempt of the request, this one included, first to last.
     """
 
     cause = "stream_broken"
@@ -268,6 +276,8 @@ class StreamBrokenError(NodeError):
     def __init__(self, message: str, *, node_id: str, node_url: str, parts: int) -> None:
         super().__init__(message, node_id=node_id, node_url=node_url)
         self.parts = parts
+        self.attempts: tuple[Attempt, ...] = ()
+        self._began: float | None = None  # on the router's clock: deadlines count from there
 
 
 def count_reasons(rejections: Sequence[Rejection]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ from hydra_llm.exceptions import ConfigurationError, NoEligibleNodeError, NoNode
 from hydra_llm.ollama.calls import Call, Framing, Route
 from hydra_llm.pools import Pools
 from hydra_llm.probes.collector import Collector
+from hydra_llm.resources import NodeResources, resources_of
 from hydra_llm.scheduling import (
     Choice,
     CostTerm,
@@ -31,6 +33,7 @@ from hydra_llm.scheduling import (
     Scheduler,
 )
 from hydra_llm.scheduling.costs import alone_seconds
+from hydra_llm.scheduling.memory import context_of
 from hydra_llm.types import (
     GB,
     NO_OPTIONS,
@@ -248,14 +251,68 @@ class Router:
         assert isinstance(placement.choice, Choice)
         return RoutingDecision(model=model, requested_node=words.node_id, choice=placement.choice)
 
-    def get_node_resources(self) -> list[dict[str, Any]]:
+    def get_node_resources(self) -> NodeResources:
         """
         Every node's state as plain data; what is unknown is None.
 
-        Memory is in decimal GB, ages in seconds.
+        Memory is in decimal GB, ages in seconds. In a notebook the list shows as a table.
         """
-        now = self._clock()
-        return [_resources(node, now) for node in self.nodes()]
+        nodes, now = self.nodes(), self._clock()
+        return NodeResources(resources_of(node, now) for node in nodes)
+
+    def get_model_info(
+        self, model: str, *, num_ctx: int | None = None, **routing: Any
+    ) -> dict[str, Any] | None:
+        """
+        What is known of one model on the nodes that are up and may be used for it.
+
+        Args:
+            model: the model's name.
+            num_ctx: as the request's option of that name.
+            routing: routing words; ``exclude_nodes`` and ``require_labels`` leave nodes out,
+                ``node_id`` with ``pin="require"`` leaves one.
+
+        Returns:
+            Plain data, or None if none of these nodes has the model. ``context_length`` is what
+            the model was trained with, ``usable_context_length`` the smallest that a request
+            can be sure of on these nodes, both in tokens; ``capabilities`` are those that it
+            has on any of them. What nobody told is None.
+
+        Raises:
+            RoutingWordError: a word is misspelt or its value is wrong.
+        """
+        self.wait_until_seen()
+        words = read_words(routing)
+        name = canonical_model_name(model)
+        nodes = [n for n in self._allowed(words) if name in n.installed]
+        if not nodes:
+            return None
+        told = [n.installed[name] for n in nodes]
+        trained = [m.context_length for m in told if m.context_length]
+        known = [m.capabilities for m in told if m.capabilities is not None]
+        return {
+            "name": name,
+            "nodes": [n.id for n in nodes],
+            "loaded_on": [n.id for n in nodes if name in n.loaded],
+            "capabilities": sorted(frozenset().union(*known)) if known else None,
+            "context_length": min(trained, default=None),
+            "usable_context_length": min(context_of(n, name, num_ctx) for n in nodes),
+        }
+
+    def _allowed(self, words: RoutingWords) -> list[NodeSnapshot]:
+        """The nodes that are up and that the caller's words do not rule out."""
+        return [
+            node
+            for node in self._cluster.nodes()
+            if node.health == "up"
+            and not any(node.node.answers_to(name) for name in words.exclude_nodes)
+            and set(words.require_labels) <= set(node.node.labels)
+            and (
+                words.node_id is None
+                or words.pin != "require"
+                or node.node.answers_to(words.node_id)
+            )
+        ]
 
     @property
     def in_flight(self) -> int:
@@ -336,10 +393,9 @@ class Router:
         Raises:
             NoEligibleNodeError: no node is up, or none has the model.
         """
-        nodes = [n for n in self._cluster.nodes() if n.health == "up"]
         if words.node_id is not None:
             return [self._node_named(words.node_id)]
-        nodes = [n for n in nodes if not any(n.node.answers_to(x) for x in words.exclude_nodes)]
+        nodes = self._allowed(words)
         if call.model:
             name = canonical_model_name(call.model)
             # A model that nobody is known to have may still be known to Ollama (an alias).
@@ -351,6 +407,12 @@ class Router:
         return [n.node for n in nodes]
 
     # ------------------------------------------------------------------- looks
+
+    def _repr_html_(self) -> str:
+        """The nodes as last seen, for notebooks; nothing is started to show it."""
+        now = self._clock()
+        nodes = NodeResources(resources_of(node, now) for node in self._cluster.nodes())
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>{nodes._repr_html_()}"
 
     def __repr__(self) -> str:
         nodes = self._cluster.nodes()
@@ -409,44 +471,6 @@ def _rules(settings: HydraSettings) -> Rules:
     )
 
 
-def _gb(size_bytes: int | None) -> float | None:
-    return None if size_bytes is None else round(size_bytes / GB, 3)
-
-
-def _resources(node: NodeSnapshot, now: float) -> dict[str, Any]:
-    seen = node.vram_observed_at
-    return {
-        "id": node.id,
-        "url": node.node.url,
-        "healthy": None if node.health == "unknown" else node.health == "up",
-        "health": node.health,
-        "health_reason": node.health_reason,
-        "is_local": node.node.local,
-        "version": node.version,
-        "vram_total_gb": _gb(node.total_vram_bytes),
-        "vram_available_gb": _gb(node.free_vram_bytes),
-        "vram_source": node.vram_source,
-        "vram_age_s": None if seen is None else round(max(0.0, now - seen), 3),
-        "ram_total_gb": _gb(node.ram_bytes),
-        "age_s": None if node.observed_at is None else round(max(0.0, now - node.observed_at), 3),
-        "loaded_models": [
-            {
-                "name": model.name,
-                "size_gb": _gb(model.size_bytes),
-                "vram_gb": _gb(model.size_vram_bytes),
-                "context_length": model.context_length,
-            }
-            for model in node.loaded.values()
-        ],
-        "installed_models": sorted(node.installed),
-        "in_flight": len(node.running),
-        "circuit": node.circuit,
-        "cordoned": node.cordoned,
-        "load_path_stuck": node.load_path_stuck,
-        "labels": list(node.node.labels),
-    }
-
-
 # ------------------------------------------------------------------ shared routers
 
 _shared_lock = threading.Lock()
@@ -488,6 +512,16 @@ def _give_back(key: tuple[object, ...]) -> Router | None:
             return None
         del _shared[key]
         return router
+
+
+def share_of(router: Router) -> RouterShare | None:
+    """A further part in a router that is shared already; None for one that somebody made."""
+    with _shared_lock:
+        for key, (held, holders) in _shared.items():
+            if held is router:
+                _shared[key] = (held, holders + 1)
+                return RouterShare(key, held)
+    return None
 
 
 def shared_router(

@@ -31,6 +31,7 @@ from hydra_llm.dispatch import Dispatch, outgoing_request
 from hydra_llm.exceptions import (
     ConfigurationError,
     NodeError,
+    StreamBrokenError,
 )
 from hydra_llm.ollama.calls import Call, Framing, Route, read_call
 from hydra_llm.ollama.errors import error_of_exception
@@ -50,7 +51,7 @@ from hydra_llm.replies import (
     too_long,
     whole_answer,
 )
-from hydra_llm.router import Router, shared_router
+from hydra_llm.router import Router, RouterShare, share_of, shared_router
 from hydra_llm.scheduling import RoutingDecision
 from hydra_llm.streams import AsyncClosingStream, AsyncRoutedStream, ClosingStream, RoutedStream
 from hydra_llm.types import Attempt, Node
@@ -60,6 +61,8 @@ WORDS_EXTENSION = "hydra_words"
 """Request extension: routing words, for callers that hold the httpx request."""
 PAYLOAD_EXTENSION = "hydra_payload"
 """Request extension: the JSON body as data, so that it need not be parsed again."""
+RESTART_EXTENSION = "hydra_restart_of"
+"""Request extension: the :class:`StreamBrokenError` in which the same request ended before."""
 
 
 def decision_of(response: httpx.Response) -> RoutingDecision | None:
@@ -89,13 +92,15 @@ class _Base:
     ) -> None:
         if router is not None and nodes is not None:
             raise ConfigurationError("give either nodes or router, not both")
+        if router is not None and settings is not None:
+            raise ConfigurationError("settings are those of the router that is given")
         self._words = read_words(routing)
-        self._share = None if router is not None else shared_router(nodes, settings=settings)
-        if router is not None:
-            self._router = router
-        else:
-            assert self._share is not None
+        if router is None:
+            self._share: RouterShare | None = shared_router(nodes, settings=settings)
             self._router = self._share.router
+        else:
+            self._share = share_of(router)
+            self._router = router
 
     @property
     def router(self) -> Router:
@@ -118,6 +123,14 @@ class _Base:
             given = words_of_headers(request.headers.items())
         return read_words(given, defaults=self._words) if given else self._words
 
+    def _new_dispatch(
+        self, request: httpx.Request, call: Call, words: RoutingWords, body: bytes
+    ) -> Dispatch:
+        broken = request.extensions.get(RESTART_EXTENSION)
+        if broken is not None and not isinstance(broken, StreamBrokenError):
+            raise ConfigurationError("restart_of should be a StreamBrokenError")
+        return Dispatch(self._router, call, words, body, restart_of=broken)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._router!r}>"
 
@@ -128,7 +141,8 @@ class HydraTransport(_Base, httpx.BaseTransport):
 
     Args:
         nodes: as for :class:`Router`; clients of the same nodes share one router.
-        router: one that exists already; it is not closed with the transport.
+        router: one that exists already; it is not closed with the transport. One that other
+            clients share is held open by this one too.
         settings: for a router made here.
         routing: routing words for every request; headers ``x-hydra-node-id`` and so on, or
             the request extension ``hydra_words``, say them for one.
@@ -144,7 +158,7 @@ class HydraTransport(_Base, httpx.BaseTransport):
         body = request.read()
         call = self._read(request, body)
         if call.route is Route.INFERENCE and call.model:
-            return self._dispatch(request, Dispatch(router, call, words, body))
+            return self._dispatch(request, self._new_dispatch(request, call, words, body))
         return self._forward(request, call, words, body)
 
     # ---------------------------------------------------------------- inference
@@ -258,7 +272,7 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
         body = await request.aread()
         call = self._read(request, body)
         if call.route is Route.INFERENCE and call.model:
-            return await self._dispatch(request, Dispatch(router, call, words, body))
+            return await self._dispatch(request, self._new_dispatch(request, call, words, body))
         return await self._forward(request, call, words, body)
 
     # ---------------------------------------------------------------- inference

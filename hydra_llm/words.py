@@ -60,6 +60,21 @@ class RoutingWords(BaseModel):
     vram: Literal["prefer", "require"] = "prefer"
     """How strict ``min_vram_gb`` is."""
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> RoutingWords:
+        """
+        Validate words by name; None leaves a word at its default.
+
+        Raises:
+            RoutingWordError: a word is misspelt or its value is wrong.
+        """
+        return read_words(given)
+
+    @classmethod
+    def split(cls, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Part keywords of a call into routing words, unchecked, and the rest."""
+        return split_words(keywords)
+
 
 WORDS = tuple(RoutingWords.model_fields)
 _WORD_SET = frozenset(WORDS)

@@ -101,6 +101,20 @@ def _total_as_ollama_sees_it(node: NodeSnapshot) -> int | None:
     return total * GIB // GB
 
 
+def context_of_a_load(node: NodeSnapshot, model: InstalledModel, num_ctx: int | None) -> int:
+    """Tokens of context that a runner loaded now would have."""
+    context = num_ctx or default_context(_total_as_ollama_sees_it(node))
+    return min(context, model.context_length) if model.context_length else context
+
+
+def context_of(node: NodeSnapshot, model: str, num_ctx: int | None) -> int:
+    """Tokens of context that a request for an installed model would have on ``node``."""
+    runner = node.loaded.get(model)
+    if num_ctx is None and runner is not None and runner.context_length is not None:
+        return runner.context_length  # a loaded runner serves whoever names no context
+    return context_of_a_load(node, node.installed[model], num_ctx)
+
+
 def memory_need_bytes(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> int:
     """
     GPU memory that loading the request's model would take on ``node``.
@@ -126,9 +140,7 @@ def memory_need_bytes(request: InferenceRequest, node: NodeSnapshot, moment: Mom
 def _need_bytes(
     request: InferenceRequest, node: NodeSnapshot, moment: Moment, model: InstalledModel
 ) -> int:
-    context = request.options.num_ctx or default_context(_total_as_ollama_sees_it(node))
-    if model.context_length:
-        context = min(context, model.context_length)
+    context = context_of_a_load(node, model, request.options.num_ctx)
     per_token = model.kv_bytes_per_token
     if per_token is None:
         per_token = UNKNOWN_KV_BYTES_PER_TOKEN

@@ -25,7 +25,7 @@ from hydra_llm import (
     Router,
     RoutingDecision,
 )
-from hydra_llm.client import VERBS
+from hydra_llm.client import RESTART_OF, VERBS
 from hydra_llm.testing import (
     CutFault,
     ErrorBodyFault,
@@ -612,7 +612,7 @@ def test_every_verb_of_ollamas_is_ours_with_its_parameters_and_the_words(
         their_verb, our_verb = getattr(theirs, name), getattr(ours, name)
         expected = inspect.signature(their_verb)
         given = inspect.signature(our_verb)
-        plain = [p for p in given.parameters.values() if p.name not in WORDS]
+        plain = [p for p in given.parameters.values() if p.name not in (*WORDS, RESTART_OF)]
         assert plain == list(expected.parameters.values())
         assert [p for p in given.parameters if p in WORDS] == list(WORDS)
         for word in WORDS:

@@ -102,7 +102,7 @@ def test_every_word_says_what_it_is_for() -> None:
 
     for word in WORDS:
         assert f"    {word}: " in source
-    assert source.count('"""') == 2 * (len(WORDS) + 1)
+    assert source.count('"""') == 2 * (len(WORDS) + 3)  # the class has one, and two methods
 
 
 @pytest.mark.parametrize(("word", "python", "header", "meant"), SAID)
@@ -260,3 +260,15 @@ def test_keywords_are_parted_and_none_is_lost(words: dict[str, Any], rest: dict[
 
     assert split_words(keywords) == (words, rest)
     assert keywords == {**rest, **words}
+
+
+# ------------------------------------------------------------------- the public way in
+
+
+def test_the_model_itself_reads_and_splits() -> None:
+    assert RoutingWords.read({"priority": 7, "node_id": None}) == RoutingWords(priority=7)
+    with pytest.raises(RoutingWordError, match="did you mean 'node_id'"):
+        RoutingWords.read({"nod_id": "a"})
+
+    words, rest = RoutingWords.split({"priority": 99, "temperature": 0.1})
+    assert (words, rest) == ({"priority": 99}, {"temperature": 0.1})
