@@ -71,4 +71,8 @@ $(RUNTIME): pyproject.toml setup.py | $(MADE)
 $(DEV): pyproject.toml setup.py | $(MADE)
 	@echo "set-up: installing hydra-llm and the developers' tools (about a minute, once)"
 	@$(PIP) --editable '.[dev]'
+	@echo "set-up: downloading langchain-ollama's own tests, which ours run"
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet --quiet download --no-deps \
+		--no-binary langchain-ollama --dest $(VENV)/upstream \
+		"langchain-ollama==$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("langchain-ollama"))')"
 	@touch $(RUNTIME) $@

@@ -31,9 +31,16 @@ import json, pkgutil, sys
 import httpx
 before = set(sys.modules)
 import hydra_llm
-for module in pkgutil.walk_packages(hydra_llm.__path__, "hydra_llm."):
-    if not module.name.startswith(("hydra_llm.cli", "hydra_llm.integrations")):
-        __import__(module.name)
+
+def load(path, prefix):
+    # Not pkgutil.walk_packages: it imports every package that it looks into.
+    for module in pkgutil.iter_modules(path, prefix):
+        if module.name not in ("hydra_llm.cli", "hydra_llm.integrations"):
+            loaded = __import__(module.name, fromlist=["x"])
+            if module.ispkg:
+                load(loaded.__path__, module.name + ".")
+
+load(hydra_llm.__path__, "hydra_llm.")
 print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
 """
 
@@ -58,6 +65,18 @@ def test_the_core_imports_only_what_it_declares(tmp_path: Path) -> None:
     declared = core_dependencies("hydra-llm")
     undeclared = {name for name, dists in came_from.items() if dists and not dists & declared}
     assert not undeclared
+
+
+def test_a_missing_extra_is_answered_with_how_to_install_it(tmp_path: Path) -> None:
+    without = "import sys; sys.modules['langchain_ollama'] = None\n"
+    ask = without + (
+        "try:\n    import hydra_llm.integrations.langchain\n"
+        "except ModuleNotFoundError as error:\n    print(error.name, error)"
+    )
+    told = run(sys.executable, "-c", ask, cwd=tmp_path)
+
+    assert told.startswith("langchain_ollama ")
+    assert 'pip install "hydra-llm[langchain]"' in told
 
 
 def core_dependencies(distribution: str) -> set[str]:

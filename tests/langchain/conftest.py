@@ -1,0 +1,50 @@
+"""A small cluster whose models see, think, call tools and embed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hydra_llm import Router
+from hydra_llm.testing import SimulatedCluster, SimulatedModel, SimulatedNode
+from tests.router.conftest import make_router
+
+CHAT = "qwen3-vl:8b"
+OTHER = "llama3.2:3b"
+EMBEDDING = "nomic-embed-text"
+SPEED = 500.0
+
+ABLE = SimulatedModel(
+    CHAT, size_gb=6.1, capabilities=("completion", "tools", "thinking", "vision"), family="qwen3vl"
+)
+
+
+def make_nodes(*ids: str, **about: Any) -> list[SimulatedNode]:
+    """24 GB nodes of one kind that never unload anything for being idle."""
+    given = {"models": (ABLE, OTHER, EMBEDDING), "speed": SPEED, "keep_alive_s": 1e9, **about}
+    return [SimulatedNode(node_id, **given) for node_id in ids]
+
+
+def make_cluster(*ids: str, **about: Any) -> SimulatedCluster:
+    return SimulatedCluster(make_nodes(*ids, **about))
+
+
+@pytest.fixture
+def cluster() -> Iterator[SimulatedCluster]:
+    """Three equal nodes a, b and c with every model loaded."""
+    with make_cluster("a", "b", "c") as cluster:
+        for node in cluster:
+            for model in (CHAT, OTHER, EMBEDDING):
+                node.preload(model)
+        yield cluster
+
+
+@pytest.fixture
+def router(cluster: SimulatedCluster) -> Iterator[Router]:
+    """A router over the cluster; nothing may be left of it."""
+    with make_router(cluster) as router:
+        yield router
+        assert router.in_flight == 0
+        assert router.waiting == 0
