@@ -305,6 +305,8 @@ async def aseen_of(feature: Feature, model: Any) -> list[Any]:
         except Exception as error:  # which one is what is compared
             answer = error
         seen.append(told(verb, answer, tokens))
+    if not isinstance(model, ChatHydra):  # nobody else closes its connections
+        await model._async_client._client.aclose()
     return seen
 
 
@@ -316,6 +318,8 @@ def observed(
     try:
         model = kind(**{"model": CHAT, "base_url": node.url, **feature.given})
         seen = asyncio.run(aseen_of(feature, model)) if is_async else seen_of(feature, model)
+        if not isinstance(model, ChatHydra):
+            model._client._client.close()
     except ValueError as error:
         seen = [plain(error)]
     return seen, asked_of(node, begin)
