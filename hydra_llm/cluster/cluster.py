@@ -383,8 +383,7 @@ class Cluster:
             mean = before.output_tokens
             tokens = float(usage.output_tokens)
             mean = tokens if mean is None else mean + 0.1 * (tokens - mean)
-            if mean != before.output_tokens:
-                self._demand[model] = replace(before, output_tokens=mean)
+            self._demand[model] = replace(before, output_tokens=mean)
 
     def failed(self, lease: Lease, error: NodeError) -> None:
         """The node failed this request: judge it by the cause, and give the place back."""

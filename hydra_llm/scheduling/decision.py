@@ -164,7 +164,7 @@ class RoutingDecision(Mapping[str, Any]):
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data that ``json.dumps`` takes."""
-        return dict(zip(KEYS, map(self.__getitem__, KEYS), strict=True))
+        return {key: self[key] for key in KEYS}
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> RoutingDecision:
@@ -202,37 +202,36 @@ class RoutingDecision(Mapping[str, Any]):
             rows.append({"node": rejection.node_id, "chosen": False, "seconds": None, "note": note})
         return rows
 
-    def table(self) -> str:
-        """The rows as text, for a terminal or a log."""
-        terms = list(self.candidates[0].costs) if self.candidates else []
-        head = ["", "node", "seconds", *terms, "note"]
-        body = [
-            [
-                "→" if row["chosen"] else "",
-                row["node"],
-                "-" if row["seconds"] is None else f"{row['seconds']:.2f}",
-                *(f"{row[name]:.2f}" if name in row else "" for name in terms),
-                row["note"],
-            ]
-            for row in self.rows()
-        ]
-        return text_table(head, body)
+    @property
+    def _terms(self) -> list[str]:
+        return list(self.candidates[0].costs) if self.candidates else []
 
-    def _repr_html_(self) -> str:
-        """For notebooks: the candidates' seconds as bars, and everything as a table."""
-        terms = list(self.candidates[0].costs) if self.candidates else []
-        rows = self.rows()
-        body = [
+    def _cells(self, rows: list[dict[str, Any]], *, nothing: str) -> list[list[str]]:
+        return [
             [
                 row["node"],
-                "–" if row["seconds"] is None else f"{row['seconds']:.2f}",
-                *(f"{row[name]:.2f}" if name in row else "" for name in terms),
+                nothing if row["seconds"] is None else f"{row['seconds']:.2f}",
+                *(f"{row[name]:.2f}" if name in row else "" for name in self._terms),
                 row["note"],
             ]
             for row in rows
         ]
+
+    def table(self) -> str:
+        """The rows as text, for a terminal or a log."""
+        rows = self.rows()
+        body = [
+            ["→" if row["chosen"] else "", *cells]
+            for row, cells in zip(rows, self._cells(rows, nothing="-"), strict=True)
+        ]
+        return text_table(["", "node", "seconds", *self._terms, "note"], body)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the candidates' seconds as bars, and everything as a table."""
+        rows, terms = self.rows(), self._terms
         chosen = next((number for number, row in enumerate(rows) if row["chosen"]), None)
-        table = html_table(["node", "seconds", *terms, "note"], body, bold=chosen)
+        head = ["node", "seconds", *terms, "note"]
+        table = html_table(head, self._cells(rows, nothing="–"), bold=chosen)
         bars = stacked_bars(
             [(row["node"], {name: row[name] for name in terms}) for row in rows if row["seconds"]],
             unit="s",
