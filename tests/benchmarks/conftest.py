@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hydra_llm import HydraSettings, Node, Router
+
 SERVER = Path(__file__).with_name("serve.py")
 
 
@@ -24,6 +26,16 @@ def urls() -> Iterator[list[str]]:
     process.stdin.close()
     process.wait(10)
     process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def router(urls: list[str]) -> Iterator[Router]:
+    """Over these nodes, already seen, and quiet."""
+    nodes = [Node(url, id=name, vram_gb=24) for name, url in zip("abc", urls, strict=True)]
+    settings = HydraSettings(nodes=nodes, vram_monitoring=False, health_check_interval=60)
+    with Router(settings=settings) as router:
+        router.nodes()
+        yield router
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,28 +6,19 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain_ollama import ChatOllama
 
-from hydra_llm import HydraSettings, Node, Router
+from hydra_llm import Router
 from hydra_llm.integrations.langchain import ChatHydra
 from tests.benchmarks.conftest import PAIRED
 from tests.benchmarks.serve import MODEL
 
 ROUNDS = 400
 WARM_UP = 30
-
-
-@pytest.fixture(scope="module")
-def router(urls: list[str]) -> Iterator[Router]:
-    nodes = [Node(url, id=name, vram_gb=24) for name, url in zip("abc", urls, strict=True)]
-    settings = HydraSettings(nodes=nodes, vram_monitoring=False, health_check_interval=60)
-    with Router(settings=settings) as router:
-        router.nodes()
-        yield router
 
 
 class Pairs:

@@ -7,27 +7,18 @@ import functools
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import ollama
 import pytest
 
-from hydra_llm import AsyncClient, Client, HydraSettings, Node, Router
+from hydra_llm import AsyncClient, Client, Router
 from tests.benchmarks.conftest import PAIRED
 from tests.benchmarks.serve import MODEL
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 ROUNDS = 400
-
-
-@pytest.fixture(scope="module")
-def router(urls: list[str]) -> Iterator[Router]:
-    nodes = [Node(url, id=name, vram_gb=24) for name, url in zip("abc", urls, strict=True)]
-    settings = HydraSettings(nodes=nodes, vram_monitoring=False, health_check_interval=60)
-    with Router(settings=settings) as router:
-        router.nodes()
-        yield router
 
 
 def report(name: str, plain: list[float], hydra: list[float]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from hydra_llm import Router
 from hydra_llm.testing import SimulatedCluster, SimulatedModel, SimulatedNode
-from tests.router.conftest import make_router
+from tests.router.conftest import router
+
+__all__ = ["router"]  # the fixture, over the cluster of this folder
 
 CHAT = "qwen3-vl:8b"
 OTHER = "llama3.2:3b"
@@ -31,8 +33,8 @@ def make_cluster(*ids: str, **about: Any) -> SimulatedCluster:
     return SimulatedCluster(make_nodes(*ids, **about))
 
 
-@pytest.fixture
-def cluster() -> Iterator[SimulatedCluster]:
+@contextmanager
+def loaded_cluster() -> Iterator[SimulatedCluster]:
     """Three equal nodes a, b and c with every model loaded."""
     with make_cluster("a", "b", "c") as cluster:
         for node in cluster:
@@ -42,9 +44,6 @@ def cluster() -> Iterator[SimulatedCluster]:
 
 
 @pytest.fixture
-def router(cluster: SimulatedCluster) -> Iterator[Router]:
-    """A router over the cluster; nothing may be left of it."""
-    with make_router(cluster) as router:
-        yield router
-        assert router.in_flight == 0
-        assert router.waiting == 0
+def cluster() -> Iterator[SimulatedCluster]:
+    with loaded_cluster() as cluster:
+        yield cluster

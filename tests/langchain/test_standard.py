@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -26,7 +25,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests, EmbeddingsUnitTests
 from hydra_llm import Node, Router
 from hydra_llm.integrations.langchain import ChatHydra, HydraEmbeddings
 from hydra_llm.testing import SimulatedCluster, StatusFault, TokenFault
-from tests.langchain.conftest import CHAT, EMBEDDING, OTHER, make_cluster
+from tests.langchain.conftest import CHAT, EMBEDDING, OTHER, loaded_cluster
 from tests.router.conftest import make_router
 
 PIXEL = base64.b64decode(
@@ -34,15 +33,6 @@ PIXEL = base64.b64decode(
 )
 # "a" is preferred by 30 s, so that nobody else is chosen while it can be.
 PREFERRED: dict[str, Any] = {"prefer_labels": ["preferred"]}
-
-
-@contextmanager
-def loaded_cluster() -> Iterator[SimulatedCluster]:
-    with make_cluster("a", "b", "c") as cluster:
-        for node in cluster:
-            for model in (CHAT, OTHER, EMBEDDING):
-                node.preload(model)
-        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +60,8 @@ def picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{chat_models.__name__}.httpx.get", lambda *args, **kwargs: answer)
 
 
-class Chat(ChatModelIntegrationTests):
-    """What ChatOllama's own suite says of itself (langchain-ollama 1.1.0)."""
+class Routed:
+    """Tests that have a router, over which "a" is taken while it can be."""
 
     router: Router
 
@@ -79,13 +69,41 @@ class Chat(ChatModelIntegrationTests):
     def with_a_router(self, own_router: Router, picture: None) -> None:
         type(self).router = own_router
 
+    def params_of(self, model: str) -> dict[str, Any]:
+        return {"model": model, "router": self.router, **PREFERRED}
+
+
+class RoutedChat(Routed):
     @property
     def chat_model_class(self) -> type[ChatHydra]:
         return ChatHydra
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": CHAT, "router": self.router, **PREFERRED}
+        return self.params_of(CHAT)
+
+    # ChatOllama's suite does not claim this one.
+    @property
+    def supports_model_override(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return OTHER
+
+
+class RoutedEmbeddings(Routed):
+    @property
+    def embeddings_class(self) -> type[HydraEmbeddings]:
+        return HydraEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return self.params_of(EMBEDDING)
+
+
+class Chat(RoutedChat, ChatModelIntegrationTests):
+    """What ChatOllama's own suite says of itself (langchain-ollama 1.1.0)."""
 
     @property
     def supports_json_mode(self) -> bool:
@@ -99,79 +117,26 @@ class Chat(ChatModelIntegrationTests):
     def supports_image_inputs(self) -> bool:
         return True
 
-    # Two that ChatOllama's suite does not claim:
-
+    # Nor this one.
     @property
     def supports_image_tool_message(self) -> bool:
         return True
 
-    @property
-    def supports_model_override(self) -> bool:
-        return True
 
-    @property
-    def model_override_value(self) -> str:
-        return OTHER
-
-
-class Embeddings(EmbeddingsIntegrationTests):
-    router: Router
-
-    @pytest.fixture(autouse=True)
-    def with_a_router(self, own_router: Router) -> None:
-        type(self).router = own_router
-
-    @property
-    def embeddings_class(self) -> type[HydraEmbeddings]:
-        return HydraEmbeddings
-
-    @property
-    def embedding_model_params(self) -> dict[str, Any]:
-        return {"model": EMBEDDING, "router": self.router, **PREFERRED}
+class Embeddings(RoutedEmbeddings, EmbeddingsIntegrationTests):
+    pass
 
 
 # ---------------------------------------------------------------------- all is well
 
 
 @pytest.mark.filterwarnings("ignore:ChatHydra knows no argument 'streaming':UserWarning")
-class TestChatUnit(ChatModelUnitTests):
-    router: Router
-
-    @pytest.fixture(autouse=True)
-    def with_a_router(self, own_router: Router) -> None:
-        type(self).router = own_router
-
-    @property
-    def chat_model_class(self) -> type[ChatHydra]:
-        return ChatHydra
-
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {"model": CHAT, "router": self.router}
-
-    @property
-    def supports_model_override(self) -> bool:
-        return True
-
-    @property
-    def model_override_value(self) -> str:
-        return OTHER
+class TestChatUnit(RoutedChat, ChatModelUnitTests):
+    pass
 
 
-class TestEmbeddingsUnit(EmbeddingsUnitTests):
-    router: Router
-
-    @pytest.fixture(autouse=True)
-    def with_a_router(self, own_router: Router) -> None:
-        type(self).router = own_router
-
-    @property
-    def embeddings_class(self) -> type[HydraEmbeddings]:
-        return HydraEmbeddings
-
-    @property
-    def embedding_model_params(self) -> dict[str, Any]:
-        return {"model": EMBEDDING, "router": self.router}
+class TestEmbeddingsUnit(RoutedEmbeddings, EmbeddingsUnitTests):
+    pass
 
 
 class TestChat(Chat):
