@@ -155,15 +155,27 @@ class SimulatedNode:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def kill(self) -> None:
-        """End as by SIGKILL: every connection breaks, the port refuses, runners are gone."""
+    def kill(self, *, only_idle: bool = False) -> bool:
+        """
+        End as by SIGKILL: every connection breaks, the port refuses, runners are gone.
 
-        def die() -> None:
-            if self._serving.is_up and self._listener is not None:
-                self._serving.fall()
-                self._listener.refuse()
+        Args:
+            only_idle: do nothing if a request is being answered. Looking at ``in_flight`` first
+                does not tell: one may come in between.
 
-        self._do(die)
+        Returns:
+            whether the node was up and is down now.
+        """
+
+        def die() -> bool:
+            serving, listener = self._serving, self._listener
+            if not serving.is_up or listener is None or (only_idle and serving.in_flight):
+                return False
+            serving.fall()
+            listener.refuse()
+            return True
+
+        return self._do(die)
 
     def revive(self) -> None:
         """Start again on the same port, with nothing loaded."""

@@ -198,8 +198,7 @@ class Unsteady:
 
         def kill_and_revive() -> None:
             while not over.wait(0.05):
-                if not node.in_flight:
-                    node.kill()
+                node.kill(only_idle=True)
                 over.wait(0.05)
                 node.revive()
                 for model in (CHAT, OTHER, EMBEDDING):

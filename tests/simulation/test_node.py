@@ -229,6 +229,17 @@ def test_a_node_can_be_killed_and_revived_again_and_again(node: SimulatedNode) -
         assert chat(node, stream=False).status_code == 200
 
 
+def test_a_node_can_be_killed_only_when_it_is_idle() -> None:
+    with SimulatedNode(speed=5.0) as node:
+        node.preload(MODEL)
+        lines = lines_of(node)
+        next(lines)
+        assert not node.kill(only_idle=True)
+        assert list(lines)[-1]["done"]
+        assert node.kill(only_idle=True)
+        assert not node.kill(only_idle=True)  # dead already
+
+
 def test_a_node_killed_as_soon_as_it_is_up_leaves_no_trace_in_the_loop() -> None:
     # The next socket gets the number of the closed one: it must not be taken for it.
     thread = LoopThread()
