@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import json
 import os
 import re
 import ssl
@@ -46,7 +47,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["HydraSettings", "Setting", "describe_settings", "settings_table"]
+__all__ = ["HydraSettings", "Setting", "as_variables", "describe_settings", "settings_table"]
 
 PREFIX = "HYDRA_LLM_"
 CONFIG_VARIABLE = "HYDRA_LLM_CONFIG"
@@ -337,6 +338,31 @@ def describe_settings(settings: HydraSettings) -> list[tuple[str, str, str]]:
     ]
 
 
+def as_variables(settings: HydraSettings, names: Iterable[str]) -> dict[str, str]:
+    """
+    Some settings as the variables that say the same to another process.
+
+    Credentials are in clear: that process needs them.
+    """
+    return {_variable(name): _in_variable(getattr(settings, name)) for name in names}
+
+
+def _in_variable(value: object) -> str:
+    if value is None:
+        return ""  # counts as not set
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return json.dumps([_table_of_node(node) for node in value])
+    return str(value)
+
+
+def _table_of_node(node: Node) -> dict[str, Any]:
+    table = {each.name: getattr(node, each.name) for each in fields(node)}
+    table["headers"] = dict(table["headers"])
+    return table
+
+
 def _field_docstrings(model: type[BaseModel]) -> dict[str, str]:
     # Read when asked for: pydantic's use_attribute_docstrings would do it at every import.
     try:
@@ -503,9 +529,21 @@ class _NodeTable(BaseModel):
     slots: Annotated[int, Field(ge=1), _Number] | None = None
 
 
+_IS_JSON = re.compile(r"""\s*\[\s*[{"\]]""")
+"""A list of tables or texts; ``[::1]:11434`` is an address."""
+
+
 def _read_nodes(given: _Layers) -> tuple[Node, ...]:
     """The nodes that can be read; what is wrong with the others is added to the problems."""
     value, label = given.values["nodes"], given.labels["nodes"]
+    if isinstance(value, str) and _IS_JSON.match(value):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as exc:
+            # Not its text: there may be a password in it.
+            where = f"at line {exc.lineno}, column {exc.colno}"
+            given.problems.append(f"{label}: it begins like a list in JSON and is none ({where})")
+            return ()
     whole = value if isinstance(value, str) else ""
     items: list[Any]
     if isinstance(value, str):

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from hydra_llm.config import HydraSettings, _NodeTable
+from hydra_llm.config import HydraSettings, _NodeTable, as_variables
 from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.types import Node
 from tests.config.conftest import WriteToml
@@ -35,6 +35,46 @@ def test_the_variable_is_a_list_with_commas(monkeypatch: pytest.MonkeyPatch, tex
         ("rig:11434", "http://rig:11434"),
         ("pc", "http://10.0.0.5:11434"),
     ]
+
+
+def test_the_variable_may_be_json_with_all_that_a_node_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(
+        "HYDRA_LLM_NODES",
+        """ [{"url": "rig", "vram_gb": 24, "labels": ["x"], "headers": {"X-Key": "k"}}, "b=c"]""",
+    )
+
+    first, second = HydraSettings().nodes
+    assert first == Node("rig", vram_gb=24.0, labels=("x",), headers={"X-Key": "k"})
+    assert second == Node("c", id="b")
+
+
+def test_an_address_in_brackets_is_no_json() -> None:
+    assert HydraSettings("[::1]:1234").nodes == (Node("http://[::1]:1234"),)
+
+
+def test_json_that_is_none_is_an_error_that_shows_no_password() -> None:
+    said = problem('[{"url": "http://me:geheim@rig"')
+
+    assert said == "nodes: it begins like a list in JSON and is none (at line 1, column 32)"
+    assert "geheim" not in problem('[{"url": "http://me:geheim@ri g"}]')
+    assert problem("[]") == "nodes: it names no node; write it like http://localhost:11434"
+
+
+def test_settings_as_variables_are_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = HydraSettings(
+        [Node("http://me:geheim@rig", id="rig", vram_gb=24, labels=("a, b", "c")), "d=e"],
+        redis_url="redis://me:geheim@r:6379/0",
+        verify=False,
+        prefer_local_seconds=0.5,
+        random_seed=None,
+    )
+    for variable, value in as_variables(settings, HydraSettings.model_fields).items():
+        monkeypatch.setenv(variable, value)
+
+    assert HydraSettings() == settings
+    assert as_variables(settings, ["max_queue"]) == {"HYDRA_LLM_MAX_QUEUE": "1000"}
 
 
 def test_an_argument_may_be_any_of_what_a_node_is() -> None:
