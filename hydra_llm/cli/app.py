@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +35,7 @@ hydra-llm doctor                 are my nodes and settings all right?
 hydra-llm nodes --watch          what is loaded where, how much is free
 hydra-llm explain llama3.2:3b    where would it go, and why?
 hydra-llm chat llama3.2:3b "Why is the sky blue?"
+hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
 
 Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.
 """
@@ -287,3 +289,31 @@ def demo(
         held = run_demo(nodes=node, speed=speed, as_json=as_json)
         if not held:
             raise typer.Exit(NOBODY)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def proxy(
+    context: typer.Context,
+    *,
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="FILE", help="LiteLLM's config.yaml.")
+    ],
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 is anywhere.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, metavar="PORT")] = 4000,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Start LiteLLM's proxy; its config may say routing_strategy: hydra.
+
+    Any other option is LiteLLM's own, as --num_workers 4; one that is spelt like one of ours
+    goes after --, as -- --debug.
+
+    Exit code: that of LiteLLM; 1 if its proxy is not installed; 2 if the config is wrong; 130
+    for Ctrl-C.
+    """
+    from hydra_llm.cli.proxy.running import run_proxy
+
+    with told_in_one_line(debug=debug):
+        raise typer.Exit(run_proxy(config, host=host, port=port, more=context.args))

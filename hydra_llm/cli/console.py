@@ -37,6 +37,10 @@ BROKEN = 3
 INTERRUPTED = 130
 
 
+class NotInstalledError(Exception):
+    """An optional package is missing; the message says how to install it."""
+
+
 def stdout() -> Console:
     """What was asked for."""
     return Console(highlight=False)
@@ -100,7 +104,7 @@ def exit_code_of(error: Exception) -> int:
 
 
 def _what(error: Exception) -> str:
-    if isinstance(error, HydraError):
+    if isinstance(error, HydraError | NotInstalledError):
         return str(error)
     if (status := _refused_with(error)) is not None:
         # Ollama's own text may quote the prompt.
@@ -109,7 +113,7 @@ def _what(error: Exception) -> str:
 
 
 def _advice(error: Exception) -> str:
-    if isinstance(error, ConfigurationError):
+    if isinstance(error, ConfigurationError | NotInstalledError):
         return ""
     if isinstance(error, StreamBrokenError):
         return "what came before it stands; ask again for a whole answer"

@@ -11,7 +11,8 @@ from hydra_llm.cli.app import app
 from hydra_llm.cli.console import BROKEN, INTERRUPTED, MISUSED, NOBODY
 
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-COMMANDS = ("nodes", "explain", "chat", "doctor", "demo")
+COMMANDS = ("nodes", "explain", "chat", "doctor", "demo", "proxy")
+OF_LITELLM = {"--num_workers", "--reload"}
 
 
 def options_of(command: str) -> set[str]:
@@ -26,13 +27,13 @@ def test_every_option_is_in_the_docs(command: str) -> None:
 
 
 def test_every_option_in_the_docs_exists() -> None:
-    said = set(re.findall(r"`(--[a-z][a-z-]+)", DOCS))
+    said = set(re.findall(r"`(--[a-z][a-z_-]+)", DOCS))
 
-    assert not said - {"--version"} - set().union(*map(options_of, COMMANDS))
+    assert not said - {"--version"} - OF_LITELLM - set().union(*map(options_of, COMMANDS))
 
 
 def test_every_command_has_its_chapter() -> None:
-    registered = {command.name or "" for command in typer.main.get_command(app).commands.values()}  # type: ignore[attr-defined]
+    registered = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # a group
 
     assert registered == set(COMMANDS)
     for command in COMMANDS:

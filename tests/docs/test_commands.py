@@ -65,11 +65,12 @@ def with_placeholders(name: str, rest: list[str]) -> list[str]:
     """A command that is only named in a sentence gets the arguments it needs."""
     if rest:
         return rest
-    return {"explain": ["MODEL"], "chat": ["MODEL", "PROMPT"]}.get(name, [])
+    needed = {"explain": ["MODEL"], "chat": ["MODEL", "PROMPT"], "proxy": ["--config=FILE"]}
+    return needed.get(name, [])
 
 
 def test_there_are_commands() -> None:
-    assert {call[0] for _, call in OURS} >= {"nodes", "explain", "chat", "doctor", "demo"}
+    assert {call[0] for _, call in OURS} >= {"nodes", "explain", "chat", "doctor", "demo", "proxy"}
 
 
 def test_make_can_make_what_is_said() -> None:
@@ -82,7 +83,9 @@ def test_make_can_make_what_is_said() -> None:
 
 def test_extras_that_are_installed_exist() -> None:
     project = (ROOT / "pyproject.toml").read_text()
-    said = [word for _, call in commands_called("pip") for word in call if "[" in word]
+    said = [
+        word for _, call in commands_called("pip") for word in call if word.startswith("hydra-llm[")
+    ]
     extras = {extra for word in said for extra in word.partition("[")[2].rstrip("]").split(",")}
 
     assert extras
