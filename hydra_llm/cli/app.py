@@ -35,6 +35,7 @@ hydra-llm doctor                 are my nodes and settings all right?
 hydra-llm nodes --watch          what is loaded where, how much is free
 hydra-llm explain llama3.2:3b    where would it go, and why?
 hydra-llm chat llama3.2:3b "Why is the sky blue?"
+hydra-llm litellm-config         a config.yaml of my nodes for LiteLLM
 hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
 
 Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.
@@ -317,3 +318,25 @@ def proxy(
 
     with told_in_one_line(debug=debug):
         raise typer.Exit(run_proxy(config, host=host, port=port, more=context.args))
+
+
+@app.command()
+def litellm_config(
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    node: options.Nodes = None,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Write a config.yaml for LiteLLM: every model of every node.
+
+    Exit code: 0 if there is something to write; 1 if no node has a model, or PyYAML is missing;
+    2 if FILE exists, or a setting is wrong.
+    """
+    from hydra_llm.cli.litellm_config import config_text, write
+
+    with told_in_one_line(debug=debug), opened_router(node) as router:
+        write(config_text(router.refresh(), name=output), output, force=force)
