@@ -10,6 +10,7 @@ TAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3]
 MADE := $(VENV)/.made-$(TAG)
 RUNTIME := $(VENV)/.runtime-$(TAG)
 DEV := $(VENV)/.dev-$(TAG)
+PROXY := $(VENV)/.proxy-$(TAG)
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
 export PYTHONNOUSERSITE := 1
@@ -26,7 +27,7 @@ demo: $(RUNTIME) ## route requests over simulated nodes, on this machine alone
 	@$(BIN)/hydra-llm demo
 
 # One process: a second one on two cores unsettles what is timed. ARGS="-n 2" takes two all the same.
-test: $(DEV) ## run the tests; ARGS="-k lease" chooses some
+test: $(DEV) $(PROXY) ## run the tests; ARGS="-k lease" chooses some
 	@echo "test: running the tests"
 	@$(BIN)/python -m pytest -q $(ARGS)
 
@@ -52,6 +53,15 @@ clean: ## remove .venv and everything built
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
 		.hypothesis .benchmarks
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The proxy pins much that the developers' tools want otherwise, so it lives beside them. The
+# version is the newest that its own requirements let pip install.
+$(PROXY): pyproject.toml setup.py | $(MADE)
+	@echo "set-up: installing LiteLLM's proxy for its tests (about a minute, once)"
+	@$(PYTHON) -m venv --clear $(VENV)/proxy
+	@$(VENV)/proxy/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
+		--editable '.[cli,litellm,redis]' 'litellm[proxy]==1.108.7'
+	@touch $@
 
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \

@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from hydra_llm.client import AsyncClient, Client, NoNodeHasModelError
     from hydra_llm.config import HydraSettings
+    from hydra_llm.dispatch import Dispatch
     from hydra_llm.exceptions import (
         AllNodesFailedError,
         ConfigurationError,
@@ -56,6 +57,7 @@ __all__ = [
     "Client",
     "ConfigurationError",
     "DeadlineError",
+    "Dispatch",
     "HydraError",
     "HydraSettings",
     "HydraTransport",
@@ -86,6 +88,7 @@ _HOMES = {
     "AsyncClient": "client",
     "AsyncHydraTransport": "transport",
     "Client": "client",
+    "Dispatch": "dispatch",
     "HydraSettings": "config",
     "HydraTransport": "transport",
     "NoNodeHasModelError": "client",

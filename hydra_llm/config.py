@@ -208,8 +208,8 @@ class HydraSettings(BaseSettings):
     dashboard_port: Annotated[int, Field(ge=1, le=65535), _Number] = 8080
     """TCP port of the dashboard."""
     redis_url: Annotated[SecretStr | None, BeforeValidator(_check_redis_url)] = None
-    """Redis through which several routers will share what they know, as
-    `redis://user:password@host:6379/0`. Nothing uses it yet."""
+    """Redis through which several routers share what they hold and what they have learned, as
+    `redis://user:password@host:6379/0`."""
     random_seed: Annotated[int | None, _Number] = None
     """Seed of the draw between nodes that are equally good, for a run that can be repeated."""
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from hydra_llm.cluster import Lease, PrefixKey, Waiter
+from hydra_llm.cluster import Claim, Lease, PrefixKey, Waiter
 from hydra_llm.exceptions import (
     AllNodesFailedError,
     DeadlineError,
@@ -182,6 +182,24 @@ class Dispatch:
         """The caller no longer waits in the line."""
         self._cluster.withdraw(waiter)
 
+    def claim(self) -> Claim | None:
+        """Ask other routers whether the lease may be used; None if there is nobody to ask."""
+        sharing = self._router._sharing
+        if sharing is None:
+            return None
+        assert self._choice is not None
+        return sharing.claim(self.lease, self._choice.room)
+
+    def choose_again(self) -> Lease | Waiter:
+        """Other routers have left no room: the next node, or a place in the line. As acquire()."""
+        try:
+            held = self._cluster.choose_again(self.lease, self.request)
+        except NoEligibleNodeError as exc:
+            raise self._nobody_left(exc) from self._last_error
+        if isinstance(held, Lease):
+            self.granted(held)
+        return held
+
     def _nobody_left(self, exc: NoEligibleNodeError) -> Exception:
         if any(r.reason == MISSES_DEADLINE for r in exc.rejections):
             details = "; ".join(f"{r.node_id}: {r.detail or r.reason}" for r in exc.rejections)
@@ -208,6 +226,46 @@ class Dispatch:
             attempts=self._attempts,
             rejections=exc.rejections if exc is not None else (),
         )
+
+    def bind(self, call: Call, body: bytes) -> None:
+        """The request as it is sent after all; the node and the lease stay."""
+        self.call, self._body = call, body
+        self._chain = self._prompt_chain()
+
+    def put_back(self) -> None:
+        """The lease is not needed: nothing was sent, and nobody is to blame."""
+        if self._lease is not None and self._finished_at is None:
+            self._cluster.release(self._lease)
+
+    def abandon(self) -> None:
+        """As :meth:`put_back`, for finalizers: takes no lock, and effect within a second."""
+        if self._lease is not None and self._finished_at is None:
+            self._cluster.abandon(self._lease)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it holds a place on a node now."""
+        return self._lease is not None and self._lease.is_held
+
+    @property
+    def tried(self) -> frozenset[str]:
+        """Ids of the nodes that have failed it."""
+        return self.request.tried
+
+    def give_up_on_node(self, error: NodeError | None = None) -> None:
+        """
+        Do not come back to the present node for this request.
+
+        Args:
+            error: how it failed there; None if that is not the node's fault as far as one knows.
+        """
+        if self._lease is None or self._finished_at is not None:
+            return
+        if error is not None and self._lease.is_held:
+            self.failed(error)
+            return
+        self._cluster.release(self._lease)
+        self.request = replace(self.request, tried=self.request.tried | {self._lease.node_id})
 
     # ---------------------------------------------------------------- deadline
 

@@ -17,6 +17,8 @@ __all__ = [
     "LeaseExpired",
     "LoadPathStuck",
     "NodeHealthChanged",
+    "SharingLost",
+    "SharingRestored",
 ]
 
 
@@ -72,3 +74,18 @@ class LeaseExpired(Event):
     """A request's owner went away without a word; its place is free again."""
 
     model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharingLost(Event):
+    """Redis is away: this router goes on without knowing of others. It is about no node."""
+
+    node_id: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharingRestored(Event):
+    """Redis is back: routers share their leases again. It is about no node."""
+
+    node_id: str = ""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from hydra_llm.cluster import Cluster, Rules
+from hydra_llm.cluster import Cluster, RedisStore, Rules, Sharing
 from hydra_llm.config import HydraSettings
 from hydra_llm.dispatch import Dispatch
 from hydra_llm.events import Event
@@ -107,9 +107,42 @@ class Router:
         self._is_closed = False
         self._has_seen_nodes = False
         self._process = os.getpid()
+        self._retired: list[Collector] = []
+        """Collectors of fewer nodes, whose threads may not have ended yet."""
         self._collector = self._new_collector()
+        self._sharing = self._new_sharing()
 
     # --------------------------------------------------------------- life cycle
+
+    def add_nodes(self, nodes: str | Node | Iterable[str | Node | Mapping[str, Any]]) -> None:
+        """
+        Take in further nodes; those known by their URL already stay as they are.
+
+        Args:
+            nodes: URLs, :class:`Node` objects or mappings of Node's arguments.
+
+        Raises:
+            ConfigurationError: a node is wrong, or has the id of another one.
+        """
+        nodes = nodes if isinstance(nodes, str | Node) else list(nodes)
+        given = HydraSettings(nodes=nodes).nodes if nodes else ()
+        with self._start_lock:
+            known = {node.url for node in self._configured}
+            fresh = tuple(node for node in given if node.url not in known)
+            if not fresh:
+                return
+            self._configured = HydraSettings(nodes=(*self._configured, *fresh)).nodes
+            if self._sharing is not None:
+                self._sharing.add_nodes(fresh)
+            self._cluster.add_nodes(fresh)
+            was_started = self._collector.is_started
+            self._finalizer.detach()
+            self._collector.stop(0.0)  # its thread ends when it can
+            self._retired.append(self._collector)
+            self._collector = self._new_collector()
+            self._has_seen_nodes = False
+        if was_started:
+            self._collector.start()
 
     def _new_collector(self) -> Collector:
         settings = self.settings
@@ -129,6 +162,23 @@ class Router:
         self._finalizer = weakref.finalize(self, collector.stop)
         return collector
 
+    def _new_sharing(self) -> Sharing | None:
+        if self.settings.redis_url is None:
+            return None
+        url = self.settings.redis_url.get_secret_value()
+        RedisStore(url).close()  # what is wrong with the setting is told now
+        # Its thread must not keep a forgotten router alive either.
+        refresh = weakref.WeakMethod(self._refresh)
+        sharing = Sharing(
+            lambda: RedisStore(url),
+            self._cluster,
+            self._configured,
+            refresh=lambda node_id: (call := refresh()) and call(node_id),
+            clock=self._clock,
+        )
+        weakref.finalize(self, sharing.stop)
+        return sharing
+
     def start(self) -> None:
         """Begin to ask the nodes how they are; done by itself at the first use."""
         if self._is_closed:
@@ -139,6 +189,8 @@ class Router:
                     self._process = os.getpid()
                     self._has_seen_nodes = False
         self._collector.start()
+        if self._sharing is not None:
+            self._sharing.start()
 
     def wait_until_seen(self) -> None:
         """Have every node looked at once; later calls return at once."""
@@ -146,6 +198,8 @@ class Router:
             return
         self.start()
         self._collector.wait_first(self.settings.health_check_timeout + 0.5)
+        if self._sharing is not None:
+            self._sharing.catch_up()
         self._has_seen_nodes = True
 
     async def await_until_seen(self) -> None:
@@ -154,20 +208,28 @@ class Router:
             return
         self.start()
         await self._collector.await_first(self.settings.health_check_timeout + 0.5)
+        if self._sharing is not None:
+            await self._sharing.acatch_up()
         self._has_seen_nodes = True
 
     def close(self) -> None:
         """Stop the background thread and close all connections. Safe to call twice."""
         self._is_closed = True
         self._finalizer.detach()
-        self._collector.stop()
+        self._stop_threads()
         self._pools.close()
+
+    def _stop_threads(self) -> None:
+        for collector in (*self._retired, self._collector):
+            collector.stop()
+        if self._sharing is not None:
+            self._sharing.stop()
 
     async def aclose(self) -> None:
         """As :meth:`close`, from an event loop."""
         self._is_closed = True
         self._finalizer.detach()
-        await asyncio.to_thread(self._collector.stop)
+        await asyncio.to_thread(self._stop_threads)
         await self._pools.aclose()
 
     def __enter__(self) -> Router:
@@ -193,6 +255,11 @@ class Router:
         await self.aclose()
 
     # ------------------------------------------------------------------ looking
+
+    @property
+    def configured(self) -> tuple[Node, ...]:
+        """The nodes, as configured; nobody is asked."""
+        return self._configured
 
     def nodes(self) -> tuple[NodeSnapshot, ...]:
         """Every configured node as last seen."""

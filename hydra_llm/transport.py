@@ -107,6 +107,23 @@ class _Base:
         """The router behind it."""
         return self._router
 
+    def _planned(
+        self, path: str, payload: Mapping[str, Any], routing: Mapping[str, Any]
+    ) -> Dispatch:
+        """A request that is to come, known well enough to choose a node for it."""
+        call = read_call("POST", path, payload)
+        if call.route is not Route.INFERENCE or not call.model:
+            raise ConfigurationError(
+                f"{path} of {call.model!r} is nothing that a node is chosen for"
+            )
+        return Dispatch(self._router, call, read_words(routing, defaults=self._words), b"")
+
+    def _bound(self, request: httpx.Request, dispatch: Dispatch, body: bytes) -> Dispatch:
+        if not dispatch.is_held:
+            raise ConfigurationError("this place on a node was given back; reserve another")
+        dispatch.bind(self._read(request, body), body)
+        return dispatch
+
     def _read(self, request: httpx.Request, body: bytes) -> Call:
         payload = request.extensions.get(PAYLOAD_EXTENSION)
         if payload is None and body:
@@ -148,9 +165,39 @@ class HydraTransport(_Base, httpx.BaseTransport):
             the request extension ``hydra_words``, say them for one.
     """
 
+    def reserve(self, path: str, payload: Mapping[str, Any], **routing: Any) -> Dispatch:
+        """
+        Choose a node for a request that somebody else puts together, and hold a place there.
+
+        For programs that choose first and send later. Send it through this transport with the
+        request extension ``hydra_dispatch``: that is one attempt, on that node; should it fail,
+        :meth:`reserve_again` finds the next one. A place that is not needed has to be put back
+        with :meth:`Dispatch.put_back`.
+
+        Args:
+            path: where the request will go, e.g. ``/api/chat``.
+            payload: what is known of its JSON body, ``model`` at least.
+            routing: routing words.
+
+        Raises:
+            RoutingError: no node can take it.
+            RoutingWordError: a word is misspelt or its value is wrong.
+        """
+        dispatch = self._planned(path, payload, routing)
+        self._router.wait_until_seen()
+        self._lease(dispatch)
+        return dispatch
+
+    def reserve_again(self, dispatch: Dispatch) -> None:
+        """Hold a place on the next node, after the one before has failed."""
+        self._lease(dispatch)
+
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Route one request. Raises the errors of :mod:`hydra_llm.exceptions`."""
         router = self._router
+        reserved = request.extensions.get(DISPATCH_EXTENSION)
+        if reserved is not None:
+            return self._once(request, self._bound(request, reserved, request.read()))
         words = self._words_of(request)
         router.wait_until_seen()
         if not _has_json_body(request):
@@ -174,8 +221,24 @@ class HydraTransport(_Base, httpx.BaseTransport):
                 dispatch.cancelled()
                 raise
 
+    def _once(self, request: httpx.Request, dispatch: Dispatch) -> httpx.Response:
+        """The one attempt that a reserved place is for."""
+        try:
+            return self._attempt(request, dispatch)
+        except NodeError as error:
+            dispatch.failed(error)
+            raise
+        except BaseException:
+            dispatch.cancelled()
+            raise
+
     def _lease(self, dispatch: Dispatch) -> Lease:
-        held = dispatch.acquire()
+        lease = self._turn(dispatch, dispatch.acquire())
+        while (claim := dispatch.claim()) is not None and not claim.wait():
+            lease = self._turn(dispatch, dispatch.choose_again())
+        return lease
+
+    def _turn(self, dispatch: Dispatch, held: Lease | Waiter) -> Lease:
         if isinstance(held, Lease):
             return held
         ready = threading.Event()
@@ -262,9 +325,23 @@ class HydraTransport(_Base, httpx.BaseTransport):
 class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
     """The async transport; arguments as for :class:`HydraTransport`."""
 
+    async def reserve(self, path: str, payload: Mapping[str, Any], **routing: Any) -> Dispatch:
+        """As :meth:`HydraTransport.reserve`, without blocking the event loop."""
+        dispatch = self._planned(path, payload, routing)
+        await self._router.await_until_seen()
+        await self._lease(dispatch)
+        return dispatch
+
+    async def reserve_again(self, dispatch: Dispatch) -> None:
+        """Hold a place on the next node, after the one before has failed."""
+        await self._lease(dispatch)
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Route one request. Raises the errors of :mod:`hydra_llm.exceptions`."""
         router = self._router
+        reserved = request.extensions.get(DISPATCH_EXTENSION)
+        if reserved is not None:
+            return await self._once(request, self._bound(request, reserved, await request.aread()))
         words = self._words_of(request)
         await router.await_until_seen()
         if not _has_json_body(request):
@@ -288,8 +365,23 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
                 dispatch.cancelled()
                 raise
 
+    async def _once(self, request: httpx.Request, dispatch: Dispatch) -> httpx.Response:
+        try:
+            return await self._attempt(request, dispatch)
+        except NodeError as error:
+            dispatch.failed(error)
+            raise
+        except BaseException:
+            dispatch.cancelled()
+            raise
+
     async def _lease(self, dispatch: Dispatch) -> Lease:
-        held = dispatch.acquire()
+        lease = await self._turn(dispatch, dispatch.acquire())
+        while (claim := dispatch.claim()) is not None and not await claim.wait_async():
+            lease = await self._turn(dispatch, dispatch.choose_again())
+        return lease
+
+    async def _turn(self, dispatch: Dispatch, held: Lease | Waiter) -> Lease:
         if isinstance(held, Lease):
             return held
         try:

@@ -402,7 +402,7 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningRequest:
-    """A request this router has in flight on a node, as the scheduler sees it."""
+    """A request that a router has in flight on a node, as the scheduler sees it."""
 
     lease_id: int
     model: str

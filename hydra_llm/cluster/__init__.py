@@ -1,9 +1,21 @@
 """Everything that changes: snapshots, leases, circuits, what was learned."""
 
+from hydra_llm.cluster.claims import Claim
 from hydra_llm.cluster.cluster import Cluster
 from hydra_llm.cluster.lease import Lease
 from hydra_llm.cluster.prompt_cache import PrefixKey
 from hydra_llm.cluster.record import Rules
+from hydra_llm.cluster.redis_store import RedisStore
+from hydra_llm.cluster.sharing import Sharing
 from hydra_llm.cluster.waiting import Waiter
 
-__all__ = ["Cluster", "Lease", "PrefixKey", "Rules", "Waiter"]
+__all__ = [
+    "Claim",
+    "Cluster",
+    "Lease",
+    "PrefixKey",
+    "RedisStore",
+    "Rules",
+    "Sharing",
+    "Waiter",
+]

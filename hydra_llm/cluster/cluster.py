@@ -11,15 +11,19 @@ import itertools
 import logging
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 
 from hydra_llm.cluster.lease import Lease
+from hydra_llm.cluster.others import Others
 from hydra_llm.cluster.prompt_cache import PrefixKey, PromptCacheIndex
+from hydra_llm.cluster.rates import Rate, Sample, Seed
 from hydra_llm.cluster.record import LOAD_STUCK_RETRY_SECONDS, NodeRecord, Rules
 from hydra_llm.cluster.retries import RetryBudget
-from hydra_llm.cluster.waiting import Waiter, WaitingLine
+from hydra_llm.cluster.waiting import Waiter, WaitingLine, Wish
 from hydra_llm.events import (
     AttemptFailed,
     CircuitClosed,
@@ -48,6 +52,7 @@ from hydra_llm.types import (
     NodeSnapshot,
     Observation,
     Placement,
+    RunningRequest,
     Usage,
     faded,
 )
@@ -92,7 +97,8 @@ class Cluster:
         self._clock = clock
         self._on_event = on_event
         self._lock = threading.Lock()
-        self._records = {node.id: NodeRecord(node, self._rules, rng) for node in nodes}
+        self._rng = rng
+        self._records: dict[str, NodeRecord] = {}
         self._snapshots: dict[str, NodeSnapshot] = {}
         self._published: tuple[NodeSnapshot, ...] = ()
         self._demand: dict[str, Demand] = {}
@@ -101,8 +107,16 @@ class Cluster:
         self._cache_index = PromptCacheIndex()
         self._ids = itertools.count(1)
         self._outbox: list[Event] = []
-        for record in self._records.values():
-            self._publish(record)
+        self._abandoned: deque[Lease] = deque()
+        self._others: Others | None = None
+        self.add_nodes(nodes)
+
+    def add_nodes(self, nodes: Iterable[Node]) -> None:
+        """Take in further nodes, of other ids than those there are."""
+        with self._lock:
+            for node in nodes:
+                record = self._records[node.id] = NodeRecord(node, self._rules, self._rng)
+                self._publish(record)
 
     # ------------------------------------------------------------- lock & mail
 
@@ -114,6 +128,8 @@ class Cluster:
         try:
             with self._lock:
                 now = self._clock()
+                if self._abandoned:
+                    self._end_abandoned(now)
                 try:
                     yield now
                 finally:
@@ -189,12 +205,15 @@ class Cluster:
         with self._books() as now:
             if not request.tried:
                 self._count_arrival(request, now)
-            if not len(self._line):
+            if not len(self._line) and not self._lets_others_go_first(request, now, now):
                 lease = self._try_lease(request, now, 0)
                 if lease is not None:
                     return lease
             waiter = Waiter(request, now)
             self._line.add(waiter)
+        return self._served(waiter)
+
+    def _served(self, waiter: Waiter) -> Lease | Waiter:
         # Closing the books has served the line; it may have been this one's turn already.
         self._refuse_if_too_many(waiter)
         if waiter.lease is not None:
@@ -245,7 +264,8 @@ class Cluster:
             # Where one of a kind finds no room the next seldom does, unless it has so many
             # ahead of it that another node is sooner: look at the 1st, 2nd, 3rd, 5th, 9th ...
             lease = None
-            if before & (before - 1) == 0:
+            is_passed_over = self._lets_others_go_first(waiter.request, waiter.since, now)
+            if before & (before - 1) == 0 and not is_passed_over:
                 try:
                     lease = self._try_lease(request, now, ahead.get(model, 0))
                 except Exception as error:  # a plug-in's too: it is this waiter's alone
@@ -265,7 +285,7 @@ class Cluster:
         if not placement.has_room:
             return None
         record = self._records[placement.node_id]
-        peers = sum(1 for held in record.leases.values() if held.request.model == request.model)
+        peers = record.requests_for(request.model)
         generation = record.breaker.begin(now)
         load_breaker = record.load_breakers.get(request.model)
         load_generation = 0
@@ -282,6 +302,7 @@ class Cluster:
             breaker_generation=generation,
             load_generation=load_generation,
             peers=peers,
+            known_loads=frozenset(name for name, r in record.foreign.items() if r.loading),
         )
         record.leases[lease.id] = lease
         self._publish(record)
@@ -325,12 +346,30 @@ class Cluster:
         with self._books() as now:
             return self._end(lease, "released", now)
 
+    def abandon(self, lease: Lease) -> None:
+        """
+        Have a lease released soon, at the latest by the next :meth:`tick`.
+
+        A finalizer may run in the middle of anything, in a thread that holds the lock too.
+        """
+        self._abandoned.append(lease)
+
+    def _end_abandoned(self, now: float) -> None:
+        while self._abandoned:
+            try:
+                lease = self._abandoned.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            self._end(lease, "released", now)
+
     def _end(self, lease: Lease, state: str, now: float) -> bool:
         if not lease.is_held:
             return False
         lease.state = "released" if state == "released" else "expired"
         record = self._records[lease.node_id]
         del record.leases[lease.id]
+        if self._others is not None:
+            self._others.released(lease.request.model, now)
         record.breaker.abandon(lease.breaker_generation)
         if lease.running.loading and lease.request.model in record.load_breakers:
             record.load_breakers[lease.request.model].abandon(lease.load_generation)
@@ -364,7 +403,7 @@ class Cluster:
         model = lease.request.model
         loaded = record.loaded.get(model)
         installed = record.installed.get(model)
-        others = any(held.id != lease.id for held in record.leases.values())
+        others = bool(record.foreign) or any(h.id != lease.id for h in record.leases.values())
         cached = lease.request.cached_tokens.get(record.node.id, 0) if knows_prompt else None
         record.learner.learn(
             model,
@@ -534,6 +573,98 @@ class Cluster:
                 return True
         return False
 
+    # ----------------------------------------------------------- other routers
+
+    def share(self, tell: Callable[[], object]) -> None:
+        """
+        From now on there are other routers to reckon with.
+
+        ``tell`` has them told at once of what has changed. It is called with the lock held.
+        """
+        with self._lock:
+            self._others = Others(tell)
+            for record in self._records.values():
+                record.learner.share()
+
+    def held(self) -> list[Lease]:
+        """Every lease that is held."""
+        with self._lock:
+            return [lease for record in self._records.values() for lease in record.leases.values()]
+
+    def wishes(self) -> dict[str, Wish]:
+        """Who waits here, by model."""
+        with self._lock:
+            return self._line.wishes(self._clock()) if len(self._line) else {}
+
+    def see_others(
+        self,
+        leases: Mapping[str, Mapping[str, RunningRequest]] | None,
+        wishes: Mapping[str, Wish],
+    ) -> list[str]:
+        """
+        Take in what other routers hold and want; whoever waits here may find room then.
+
+        Args:
+            leases: by node id and the lease's name; None if they are as before.
+            wishes: by model.
+
+        Returns:
+            Nodes that have finished another router's load: a probe should look at them.
+        """
+        changed: list[str] = []
+        with self._books():
+            if self._others is not None:
+                self._others.wishes = dict(wishes)
+            for node_id, foreign in (leases or {}).items():
+                record = self._records.get(node_id)
+                if record is None:  # a node that is about to be added
+                    continue
+                if _is_load_over(record.foreign, foreign):
+                    changed.append(node_id)
+                if foreign or record.foreign:
+                    record.foreign = foreign
+                    self._publish(record)
+        return changed
+
+    def tell(self, event: Event) -> None:
+        """Hand on what has happened between the routers."""
+        self._announce(event)
+
+    def choose_again(self, lease: Lease, request: InferenceRequest) -> Lease | Waiter:
+        """
+        Another router was faster: give the lease back and choose again.
+
+        In the line the request counts as waiting since it was made. Raises as
+        :meth:`acquire`.
+        """
+        with self._books() as now:
+            self._end(lease, "released", now)
+            waiter = Waiter(request, min(request.submitted_at, now))
+            self._line.add(waiter)
+        return self._served(waiter)
+
+    def _lets_others_go_first(self, request: InferenceRequest, since: float, now: float) -> bool:
+        if self._others is None:
+            return False
+        own = Wish(priority=request.priority, since=since)
+        return self._others.go_first(own, request.model, now)
+
+    def samples(self) -> list[Sample]:
+        """What other routers are to be told of the nodes' rates; each is given once."""
+        with self._lock:
+            return [one for record in self._records.values() for one in record.samples()]
+
+    def adopt(self, rates: Mapping[str, Mapping[str, Rate]]) -> list[Seed]:
+        """Go on from what all routers have measured, by node id; see :mod:`.rates`."""
+        seeds: list[Seed] = []
+        with self._books():
+            for node_id, theirs in rates.items():
+                record = self._records.get(node_id)
+                if record is not None:  # else it is about to be added
+                    seeds += record.adopt(theirs)
+                    self._publish(record)
+        return seeds
+
     # ------------------------------------------------------------------ demand
 
     def cached_tokens(self, model: str, chain: Sequence[PrefixKey]) -> dict[str, int]:
@@ -578,6 +709,16 @@ class Cluster:
         return f"<Cluster {up}/{len(self._records)} nodes up, {self.in_flight} in flight>"
 
 
+def _is_load_over(
+    before: Mapping[str, RunningRequest], after: Mapping[str, RunningRequest]
+) -> bool:
+    return any(
+        running.loading and not (name in after and after[name].loading)
+        for name, running in before.items()
+    )
+
+
+@lru_cache(maxsize=64)
 def _keeps_prompts(version: str | None) -> bool:
     """Whether the runner restores earlier prompts: Ollama >= 0.30."""
     try:

@@ -7,7 +7,10 @@ the same; new values count a fifth, and one far off counts only as far as a fact
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from hydra_llm.types import UNKNOWN_SPEED, Speed, Usage
 
@@ -21,6 +24,34 @@ NO_WAIT_SECONDS = 0.05
 """Slot waits shorter than this are overhead."""
 MIN_LOAD_SECONDS = 0.1
 """A ``load_duration`` of a warm runner is 1 to 10 ms (BEHAVIOUR section 3)."""
+
+
+UNSENT_KEPT = 1000
+"""Samples kept for the other routers while they cannot be told."""
+
+Kind = Literal["prefill", "decode", "load", "output", "slots", "load_bandwidth", "bandwidth"]
+
+KINDS: dict[Kind, bool] = {
+    "prefill": True,
+    "decode": True,
+    "load": True,
+    "output": True,
+    "slots": True,
+    "load_bandwidth": False,
+    "bandwidth": False,
+}
+"""All of them, and whether each is measured for every model."""
+
+NO_MODEL = ""
+"""Stands for the model where something is true of the whole node."""
+
+
+class Measured(NamedTuple):
+    """One sample, for the other routers: a logarithm, except of the slots."""
+
+    model: str
+    kind: Kind
+    value: float
 
 
 class Average:
@@ -37,11 +68,24 @@ class Average:
         """The mean; None before the first sample."""
         return math.exp(self._log) if self.samples else None
 
-    def add(self, sample: float) -> None:
+    @property
+    def log(self) -> float:
+        """The mean of the logarithms."""
+        return self._log
+
+    def set(self, log: float, samples: int) -> None:
+        """Go on from another mean."""
+        self._log, self.samples = log, samples
+
+    def add(self, sample: float) -> bool:
         """Take in one positive sample; others are ignored."""
         if not (sample > 0.0 and math.isfinite(sample)):
-            return
-        log = math.log(sample)
+            return False
+        self.add_log(math.log(sample))
+        return True
+
+    def add_log(self, log: float) -> None:
+        """Take in one sample by its logarithm. ``rates.lua`` does the same."""
         if not self.samples:
             self._log = log
         else:
@@ -80,6 +124,8 @@ class NodeLearner:
 
     def __init__(self) -> None:
         self._models: dict[str, ModelLearner] = {}
+        self.unsent: deque[Measured] | None = None
+        """What other routers are still to be told; None where there are none to tell."""
         self._load_bandwidth = Average()
         self._bandwidth = Average()
         self.speeds: dict[str, Speed] = {}
@@ -126,22 +172,39 @@ class NodeLearner:
         tokens = usage.output_tokens or 0
         if usage.decode_seconds and tokens >= MIN_DECODE_TOKENS and alone:
             per_token = usage.decode_seconds / tokens
-            learner.decode.add(per_token)
+            self._add(model, "decode", per_token)
             if size_bytes and on_gpu:
-                self._bandwidth.add(size_bytes / per_token)
+                self._add(NO_MODEL, "bandwidth", size_bytes / per_token)
         if tokens:
-            learner.output.add(float(tokens))
+            self._add(model, "output", float(tokens))
         if cached_tokens is not None and usage.prefill_seconds and alone:
             fresh = (usage.prompt_tokens or 0) - cached_tokens
             if fresh >= MIN_PREFILL_TOKENS:
-                learner.prefill.add(usage.prefill_seconds / fresh)
+                self._add(model, "prefill", usage.prefill_seconds / fresh)
         if caused_load and usage.load_seconds and usage.load_seconds >= MIN_LOAD_SECONDS and alone:
-            learner.load.add(usage.load_seconds)
+            self._add(model, "load", usage.load_seconds)
             if size_bytes:
-                self._load_bandwidth.add(size_bytes / usage.load_seconds)
+                self._add(NO_MODEL, "load_bandwidth", size_bytes / usage.load_seconds)
         if not caused_load:
+            slots = learner.slots
             self._learn_slots(learner, usage, peers)
+            if self.unsent is not None and learner.slots is not None and learner.slots != slots:
+                self.unsent.append(Measured(model, "slots", learner.slots))
         self.speeds = {**self.speeds, model: learner.speed()}
+
+    def _add(self, model: str, kind: Kind, sample: float) -> None:
+        if self._average(model, kind).add(sample) and self.unsent is not None:
+            self.unsent.append(Measured(model, kind, math.log(sample)))
+
+    def _average(self, model: str, kind: Kind) -> Average:
+        if kind == "bandwidth":
+            return self._bandwidth
+        if kind == "load_bandwidth":
+            return self._load_bandwidth
+        learner = self._models.setdefault(model, ModelLearner())
+        average = getattr(learner, kind)
+        assert isinstance(average, Average)
+        return average
 
     @staticmethod
     def _learn_slots(learner: ModelLearner, usage: Usage, peers: int) -> None:
@@ -159,3 +222,48 @@ class NodeLearner:
         """The model's file has changed: what was learned is of another model."""
         self._models.pop(model, None)
         self.speeds = {name: speed for name, speed in self.speeds.items() if name != model}
+        if self.unsent is not None:
+            self.unsent = deque((m for m in self.unsent if m.model != model), UNSENT_KEPT)
+
+    # ---------------------------------------------------------------- with others
+
+    def share(self) -> None:
+        """From now on keep what is measured for the other routers as well."""
+        self.unsent = deque(maxlen=UNSENT_KEPT)
+
+    def take_unsent(self) -> list[Measured]:
+        """What the others are to be told now; each is given once."""
+        if self.unsent is None:
+            return []
+        taken = list(self.unsent)
+        self.unsent.clear()
+        return taken
+
+    def known(self, model: str, kind: Kind) -> tuple[float, int] | None:
+        """The value, and the samples behind it; None while the others lack some of them."""
+        if any(m[:2] == (model, kind) for m in self.unsent or ()):
+            return None
+        if model != NO_MODEL and model not in self._models:
+            return None
+        if kind == "slots":
+            slots = self._models[model].slots
+            return None if slots is None else (float(slots), 1)
+        average = self._average(model, kind)
+        return (average.log, average.samples) if average.samples else None
+
+    def adopt(self, model: str, kind: Kind, value: float, samples: int) -> None:
+        """Go on from what all routers have measured, and add what they have not been told."""
+        unsent = [m.value for m in self.unsent or () if m[:2] == (model, kind)]
+        if kind == "slots":
+            if not unsent and value >= 1:
+                self._models.setdefault(model, ModelLearner()).slots = int(value)
+        else:
+            average = self._average(model, kind)
+            average.set(value, samples)
+            for log in unsent:
+                average.add_log(log)
+
+    def adopted(self, models: Iterable[str]) -> None:
+        """Show what was adopted for these models."""
+        known = [model for model in models if model in self._models]
+        self.speeds = {**self.speeds, **{name: self._models[name].speed() for name in known}}

@@ -26,11 +26,13 @@ class Lease:
         "called_stuck",
         "expires_at",
         "id",
+        "known_loads",
         "load_generation",
         "peers",
         "placement",
         "request",
         "running",
+        "shared_by",
         "started_at",
         "state",
     )
@@ -46,6 +48,7 @@ class Lease:
         breaker_generation: int,
         load_generation: int,
         peers: int,
+        known_loads: frozenset[str] = frozenset(),
     ) -> None:
         self.id = lease_id
         self.request = request
@@ -55,6 +58,10 @@ class Lease:
         self.load_generation = load_generation
         self.peers = peers
         """Requests for the same model that were on the node when this one came."""
+        self.known_loads = known_loads
+        """Loads of other routers on the node that the choice has reckoned with."""
+        self.shared_by: str | None = None
+        """The name under which other routers are told of it; None while none need know."""
         self.called_stuck = False
         """Its load has been reported as stuck; once is enough."""
         self.state: Literal["held", "released", "expired"] = "held"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from hydra_llm.cluster.breaker import CircuitBreaker
-from hydra_llm.cluster.learning import NodeLearner
+from hydra_llm.cluster.learning import KINDS, NO_MODEL, Kind, NodeLearner
 from hydra_llm.cluster.lease import Lease
+from hydra_llm.cluster.rates import Rate, Sample, Seed
 from hydra_llm.types import (
     Device,
     Health,
@@ -17,6 +19,7 @@ from hydra_llm.types import (
     Node,
     NodeSnapshot,
     Observation,
+    RunningRequest,
     faded,
 )
 
@@ -66,6 +69,8 @@ class NodeRecord:
         self.vram_source: str | None = None
         self.vram_observed_at: float | None = None
         self.leases: dict[int, Lease] = {}
+        self.foreign: Mapping[str, RunningRequest] = {}
+        """What other routers have in flight here, by the lease's name among all."""
         self.cordoned = False
         self.breaker = self._new_breaker()
         self.load_breakers: dict[str, CircuitBreaker] = {}
@@ -163,6 +168,50 @@ class NodeRecord:
         )
         self.loaded_changed_at = now
 
+    # ------------------------------------------------------------ other routers
+
+    def requests_for(self, model: str) -> int:
+        """Requests for a model in flight here, whoever sent them."""
+        own = sum(1 for lease in self.leases.values() if lease.request.model == model)
+        return own + sum(1 for other in self.foreign.values() if other.model == model)
+
+    def samples(self) -> list[Sample]:
+        """What other routers are to be told of its rates; each is given once."""
+        return [
+            Sample(
+                self.node.id, self._rate_name(one.model, one.kind), one.value, one.kind == "slots"
+            )
+            for one in self.learner.take_unsent()
+        ]
+
+    def adopt(self, rates: Mapping[str, Rate]) -> list[Seed]:
+        """Go on from what all routers have measured; what they know less of is given back."""
+        seeds: list[Seed] = []
+        for model, kind in self._rated():
+            name = self._rate_name(model, kind)
+            theirs = rates.get(name)
+            known = self.learner.known(model, kind)
+            if known is not None and (theirs is None or theirs.samples < known[1]):
+                seeds.append(Seed(self.node.id, name, Rate(*known)))
+            elif theirs is not None:
+                self.learner.adopt(model, kind, theirs.value, theirs.samples)
+        self.learner.adopted(self.installed)
+        return seeds
+
+    def _rated(self) -> Iterator[tuple[str, Kind]]:
+        for kind, is_of_a_model in KINDS.items():
+            if is_of_a_model:
+                for model in self.installed:
+                    yield model, kind
+            else:
+                yield NO_MODEL, kind
+
+    def _rate_name(self, model: str, kind: Kind) -> str:
+        """A changed file is another model."""
+        installed = self.installed.get(model)
+        digest = installed.digest if installed is not None else ""
+        return f"{kind} {digest or '-'} {model or '-'}"
+
     # ---------------------------------------------------------------- judging
 
     def add_penalty(self, now: float) -> None:
@@ -189,7 +238,10 @@ class NodeRecord:
             measured_free_vram_bytes=self.free_vram_bytes,
             vram_source=self.vram_source,
             vram_observed_at=self.vram_observed_at,
-            running=tuple(lease.running for lease in self.leases.values()),
+            running=(
+                *(lease.running for lease in self.leases.values()),
+                *self.foreign.values(),
+            ),
             cordoned=self.cordoned,
             circuit="closed" if closed else "open",
             circuit_reason=self.breaker.reason,

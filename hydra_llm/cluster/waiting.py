@@ -13,7 +13,7 @@ request that waits for a load there goes on blocking others after its client has
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hydra_llm.cluster.lease import Lease
@@ -23,6 +23,18 @@ AGEING_SECONDS = 15.0
 """Waiting this long counts as one step of priority: nobody starves."""
 
 HIGHEST_PRIORITY = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How much some request that waits in a router wants its model."""
+
+    priority: int
+    since: float
+
+    def urgency(self, now: float) -> float:
+        """Its priority, raised by how long it has waited."""
+        return self.priority + (now - self.since) / AGEING_SECONDS
 
 
 class Waiter:
@@ -50,6 +62,11 @@ class Waiter:
         self.lease: Lease | None = None
         self.error: Exception | None = None
         self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def wish(self) -> Wish:
+        """How much it wants its model."""
+        return Wish(priority=self.request.priority, since=self.since)
 
     def urgency(self, now: float) -> float:
         """Its priority, raised by how long it has waited."""
@@ -111,6 +128,13 @@ class WaitingLine:
             for waiter in self._waiters
             if waiter.request.model == request.model and waiter.urgency(now) >= request.priority
         )
+
+    def wishes(self, now: float) -> dict[str, Wish]:
+        """The most urgent request for each model."""
+        wishes: dict[str, Wish] = {}
+        for waiter in self.in_order(now):
+            wishes.setdefault(waiter.request.model, waiter.wish)
+        return wishes
 
     def counts(self) -> dict[str, int]:
         """Waiting requests by model."""

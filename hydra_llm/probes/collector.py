@@ -99,6 +99,11 @@ class Collector:
             weakref.finalize(self, run.request_stop)
             self._run = run
 
+    @property
+    def is_started(self) -> bool:
+        """Whether it probes."""
+        return self._run is not None and not self._is_stopped
+
     def _tls(self) -> ssl.SSLContext | bool:
         if not any(node.url.startswith("https:") for node in self._plan.nodes):
             # Reading the authorities takes 20 to 50 ms; this one trusts nobody.

@@ -70,7 +70,8 @@ def is_excluded(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -
     """Reject a node that failed this very request, or that the caller named."""
     if node.node.id in request.tried:
         return Rejection(node.node.id, ALREADY_TRIED)
-    if any(node.node.answers_to(name) for name in request.exclude_nodes):
+    excluded = request.exclude_nodes
+    if node.node.id in excluded or any(node.node.answers_to(name) for name in excluded):
         return Rejection(node.node.id, EXCLUDED)
     return None
 

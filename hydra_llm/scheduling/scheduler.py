@@ -54,6 +54,11 @@ class Choice:
     """Whether the runner may be handed this request now; else it waits in the router."""
 
     @property
+    def room(self) -> int:
+        """Requests for its model that the runner may hold together with this one."""
+        return room_for(self.request, self.selected)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each wish that could not be fulfilled."""
         return tuple(relaxation.warning for relaxation in self.relaxations)
@@ -313,6 +318,11 @@ def _never_negative(term: CostTerm) -> CostTerm:
     return checked
 
 
+def room_for(request: InferenceRequest, node: NodeSnapshot) -> int:
+    """Requests for its model that a runner may hold when it takes this one: slots and headroom."""
+    return costs.slots_of(node, request.model) + HEADROOM_BY_PRIORITY[request.priority - 1]
+
+
 def has_room(request: InferenceRequest, node: NodeSnapshot) -> bool:
     """
     Whether the node may be handed the request now.
@@ -327,8 +337,7 @@ def has_room(request: InferenceRequest, node: NodeSnapshot) -> bool:
     if request.model in node.leaving:
         return False
     mine = sum(1 for other in running if other.model == request.model)
-    headroom = HEADROOM_BY_PRIORITY[request.priority - 1]
-    return mine < costs.slots_of(node, request.model) + headroom
+    return mine < room_for(request, node)
 
 
 def _nobody(

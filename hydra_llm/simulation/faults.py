@@ -176,4 +176,4 @@ class TokenFault(Fault):
     """Something that happens to the node at a token, such as ``SimulatedNode.kill``."""
 
     after: int = 1
-    action: Callable[[SimulatedNode], None] = field(default=lambda node: node.kill())
+    action: Callable[[SimulatedNode], object] = field(default=lambda node: node.kill())

@@ -135,7 +135,7 @@ BEFORE: dict[str, Callable[[SimulatedNode], None]] = {
 }
 
 
-def while_waiting(hand: Callable[[SimulatedNode], None]) -> Callable[[SimulatedNode], None]:
+def while_waiting(hand: Callable[[SimulatedNode], object]) -> Callable[[SimulatedNode], None]:
     """Do something to the node once it has the request and has not answered."""
 
     def wait(node: SimulatedNode) -> None:

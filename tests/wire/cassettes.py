@@ -26,7 +26,7 @@ from unittest import mock
 
 import httpx
 import vcr
-import yaml  # type: ignore[import-untyped]  # vcrpy brings it, without types
+import yaml
 
 from hydra_llm import HydraSettings, Node, Router
 
@@ -150,7 +150,7 @@ class Tape:
         return path
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # as it is untyped
+class _Dumper(yaml.SafeDumper):
     """Streams line by line."""
 
 
