@@ -23,6 +23,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -45,6 +46,8 @@ __all__ = ["HydraProvider", "handler", "register_provider"]
 
 NAME = "hydra"
 _EMBED_FIELDS = ("dimensions", "keep_alive", "truncate")
+_END = b"\n"
+"""What a stream's last line may come without."""
 
 
 class HydraProvider(CustomLLM):
@@ -104,7 +107,7 @@ class HydraProvider(CustomLLM):
                     raise refusal(response, call["model"])
                 lines = _Lines()
                 assert isinstance(response.stream, httpx.SyncByteStream)
-                for data in response.stream:
+                for data in chain(response.stream, [_END]):
                     for part in lines.parts_of(data):
                         yield from reader.chunks_of(part, _decision_with(part, response))
             finally:
@@ -129,6 +132,8 @@ class HydraProvider(CustomLLM):
             async for data in response.stream:
                 for part in lines.parts_of(data):
                     yield part, _decision_with(part, response)
+            for part in lines.parts_of(_END):
+                yield part, _decision_with(part, response)
         finally:
             await response.aclose()
 
@@ -182,8 +187,6 @@ def _chat_request(call: Mapping[str, Any], *, stream: bool = False) -> httpx.Req
 
 def _embed_request(call: Mapping[str, Any]) -> httpx.Request:
     words, rest = parted_call(call["optional_params"], call.get("litellm_params") or {})
-    for name in ("encoding_format", "user"):  # OpenAI's, and nothing to Ollama
-        rest.pop(name, None)
     body = {"model": call["model"], "input": call["input"]}
     body |= {name: rest.pop(name) for name in _EMBED_FIELDS if name in rest}
     return _request("/api/embed", {**body, "options": rest}, words, call.get("timeout"))

@@ -24,11 +24,16 @@ print(json.dumps({"seen": seen, "took": took, "modules": sorted(sys.modules)}))
 """
 
 # What needs an extra may ask for it; the rest must do with what `pip install hydra-llm` brings.
-# httpx has a command line too, and loads click and rich for it wherever they are installed.
+# httpx has a command line too, and loads click and rich for it wherever they are installed; below
+# it httpcore does so with h2, which LiteLLM brings.
 IMPORT_THE_CORE = """
 import json, pkgutil, sys
 
+import contextlib
+
 import httpx
+with contextlib.suppress(ImportError):
+    import h2.connection
 before = set(sys.modules)
 import hydra_llm
 
@@ -44,7 +49,9 @@ load(hydra_llm.__path__, "hydra_llm.")
 print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
 """
 
-OPTIONAL = {"langchain_core", "langchain_ollama", "litellm", "pynvml", "rich", "typer"}
+OPTIONAL = {
+    "langchain_core", "langchain_ollama", "litellm", "pynvml", "redis", "rich", "typer", "yaml",
+}  # fmt: skip
 
 
 def test_importing_opens_nothing_starts_nothing_and_loads_no_framework(

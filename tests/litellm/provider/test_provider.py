@@ -8,18 +8,21 @@ import copy
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from litellm.litellm_core_utils.thread_pool_executor import executor
 
-from hydra_llm import Router
+from hydra_llm import Router, RoutingDecision
 from hydra_llm.integrations.litellm import provider as provider_module
 from hydra_llm.integrations.litellm import register_provider
 from hydra_llm.integrations.litellm.errors import MODEL_MISSING, PASSING
 from hydra_llm.integrations.litellm.provider import HydraProvider
+from hydra_llm.integrations.litellm.provider_chat import StreamReader, _as_header
 from hydra_llm.scheduling.filters import REASONS
 from hydra_llm.testing import (
     CutFault,
@@ -245,12 +248,59 @@ def test_usage_ends_a_stream_that_asked_for_it() -> None:
     assert [usage.completion_tokens for usage in usages] == [4]
 
 
-def test_a_line_separator_in_a_text_is_text(cluster: SimulatedCluster) -> None:
-    lines = provider_module._Lines()
-    part = {"message": {"content": "a\u0085b"}, "done": False}
-    data = json.dumps(part, ensure_ascii=False).encode() + b"\n"
+def test_counts_stand_on_a_chunk_and_beside_it_for_who_puts_chunks_together() -> None:
+    part = {"done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2}
+    reader = StreamReader(PLAIN)
+    counts, end = reader.chunks_of(part, RoutingDecision(model=PLAIN))
 
-    assert [*lines.parts_of(data[:20]), *lines.parts_of(data[20:])] == [part]
+    assert counts.usage.total_tokens == counts._hidden_params["usage"].total_tokens == 5
+    assert (counts.choices[0].finish_reason, end.choices[0].finish_reason) == (None, "stop")
+
+
+class Saying:
+    """A transport whose node says this, in pieces that end anywhere."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+
+    def _answer(self, stream: Any) -> httpx.Response:
+        decided = SimpleNamespace(decision=lambda: RoutingDecision(model=PLAIN))
+        return httpx.Response(200, stream=stream, extensions={"hydra_dispatch": decided})
+
+    def handle_request(self, _: httpx.Request) -> httpx.Response:
+        return self._answer(Pieces(self.pieces))
+
+    async def handle_async_request(self, _: httpx.Request) -> httpx.Response:
+        return self._answer(Pieces(self.pieces))
+
+
+class Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
+    def __init__(self, pieces: tuple[bytes, ...]) -> None:
+        self.pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.pieces)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self.pieces:
+            yield piece
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_stream_is_cut_at_its_newlines_and_the_last_may_be_missing(is_async: bool) -> None:
+    handler = HydraProvider()
+    said = '{"message": {"content": "a\u0085b"}}\n{"done": true, "eval_count": 2}'.encode()
+    handler._transports = (Saying(said[:27], said[27:]),) * 2  # type: ignore[assignment]
+    call: dict[str, Any] = {"model": PLAIN, "messages": HELLO, "optional_params": {}}
+
+    async def run() -> list[Any]:
+        return [chunk async for chunk in handler.astreaming(**call)]
+
+    chunks = asyncio.run(run()) if is_async else list(handler.streaming(**call))
+    text, counts, end = chunks
+    assert text.choices[0].delta.content == "a\u0085b"
+    assert counts.usage.completion_tokens == 2
+    assert end.choices[0].finish_reason == "stop"
 
 
 # --------------------------------------------------------------------- what is sent
@@ -337,6 +387,15 @@ def test_reasoning_effort_is_think(effort: str, cluster: SimulatedCluster) -> No
     assert allowed is sent(cluster)["think"] is (effort == "low")
 
 
+def test_what_litellm_drops_everywhere_is_dropped(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litellm, "drop_params", True)
+    chat(PLAIN, n=2, max_tokens=2)
+
+    assert options_sent(cluster) == {"num_predict": 2}
+
+
 def test_what_ollama_has_no_word_for_is_refused_or_dropped(cluster: SimulatedCluster) -> None:
     with pytest.raises(litellm.UnsupportedParamsError, match=r"\['logit_bias', 'n'\]"):
         chat(PLAIN, n=2, logit_bias={"1": 2})
@@ -396,8 +455,6 @@ def test_the_decision_is_told_in_headers() -> None:
 
 
 def test_headers_are_plain_text() -> None:
-    from hydra_llm.integrations.litellm.provider_chat import _as_header
-
     assert _as_header("größe\r\nset-cookie: →") == "gr??e set-cookie: ?"
 
 
@@ -652,6 +709,16 @@ def test_one_node_answers_as_through_ollama_chat(
 # --------------------------------------------------------------------- registration
 
 
+def test_litellm_knows_the_provider_before_its_first_request(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litellm, "provider_list", [])
+    monkeypatch.setattr(litellm, "_custom_providers", [])
+    register_provider(router)
+
+    assert litellm.provider_list == litellm._custom_providers == ["hydra"]
+
+
 def test_registering_twice_changes_nothing(router: Router) -> None:
     other = {"provider": "other", "custom_handler": HydraProvider()}
     litellm.custom_provider_map.insert(0, other)
@@ -659,7 +726,6 @@ def test_registering_twice_changes_nothing(router: Router) -> None:
     register_provider(router)
 
     assert litellm.custom_provider_map == before
-    assert "hydra" in litellm.provider_list
 
 
 def test_another_router_takes_the_place_of_the_first(cluster: SimulatedCluster) -> None:
