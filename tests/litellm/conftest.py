@@ -8,6 +8,7 @@ import os
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import asyncio
+import gc
 import inspect
 import threading
 import time
@@ -62,6 +63,9 @@ def ours_is_gone() -> Iterator[None]:
     while found := [t.name for t in threading.enumerate() if t.name.startswith("hydra-llm")]:
         assert time.monotonic() < deadline, f"left behind: {found}"
         time.sleep(0.01)
+    # What LiteLLM leaves open would else be found, and blamed, in some later test.
+    litellm.in_memory_llm_clients_cache.flush_cache()
+    gc.collect()
 
 
 @contextmanager
