@@ -264,8 +264,12 @@ class Dispatch:
         if error is not None and self._lease.is_held:
             self.failed(error)
             return
-        self._cluster.release(self._lease)
-        self.request = replace(self.request, tried=self.request.tried | {self._lease.node_id})
+        self.put_back()
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """The present node is none for this request any more."""
+        self.request = replace(self.request, tried=self.request.tried | {self.lease.node_id})
 
     # ---------------------------------------------------------------- deadline
 
@@ -397,7 +401,7 @@ class Dispatch:
     def failed(self, error: NodeError) -> None:
         """The node failed before anything was handed out; the next one may be tried."""
         self._book_failure(error)
-        self.request = replace(self.request, tried=self.request.tried | {self.lease.node_id})
+        self._leave_out()
         self._first_byte_at = None
 
     def broken(self, error: NodeError, parts: int) -> StreamBrokenError:

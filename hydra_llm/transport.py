@@ -213,16 +213,11 @@ class HydraTransport(_Base, httpx.BaseTransport):
     def _dispatch(self, request: httpx.Request, dispatch: Dispatch) -> httpx.Response:
         while True:
             self._lease(dispatch)
-            try:
-                return self._attempt(request, dispatch)
-            except NodeError as error:
-                dispatch.failed(error)
-            except BaseException:
-                dispatch.cancelled()
-                raise
+            with suppress(NodeError):  # the next one, then
+                return self._once(request, dispatch)
 
     def _once(self, request: httpx.Request, dispatch: Dispatch) -> httpx.Response:
-        """The one attempt that a reserved place is for."""
+        """One attempt, on the node that a place is held on."""
         try:
             return self._attempt(request, dispatch)
         except NodeError as error:
@@ -357,13 +352,8 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
     async def _dispatch(self, request: httpx.Request, dispatch: Dispatch) -> httpx.Response:
         while True:
             await self._lease(dispatch)
-            try:
-                return await self._attempt(request, dispatch)
-            except NodeError as error:
-                dispatch.failed(error)
-            except BaseException:
-                dispatch.cancelled()
-                raise
+            with suppress(NodeError):  # the next one, then
+                return await self._once(request, dispatch)
 
     async def _once(self, request: httpx.Request, dispatch: Dispatch) -> httpx.Response:
         try:
