@@ -13,7 +13,6 @@ from typing import Any
 
 from hydra_llm import (
     AllNodesFailedError,
-    ConfigurationError,
     Dispatch,
     NoEligibleNodeError,
     Router,
@@ -158,7 +157,7 @@ class Chooser:
             best = self._best(router, mine, messages, request, words)
             models = {best.model: None} if best else models
         model = next(iter(models)) if flight.dispatch is None else flight.dispatch.call.model
-        places = {one.node.url: one for one in reversed(mine) if one.model == model}
+        places = _places(mine, model)
         if flight.dispatch is None:
             words = _pinned_by_id(words, mine)
             words = {**words, "exclude_nodes": _excluding(words, router, places)}
@@ -185,8 +184,9 @@ class Chooser:
         """The deployment that would be chosen now; nothing is held."""
         best: tuple[float, Deployment] | None = None
         words = _pinned_by_id(words, mine)
+        urls = {node.id: node.url for node in router.configured}
         for model in dict.fromkeys(one.model for one in mine):
-            places = {one.node.url: one for one in reversed(mine) if one.model == model}
+            places = _places(mine, model)
             some = places[next(iter(places))]
             _, payload = planned(some, messages, request)
             decision = router.explain(
@@ -196,11 +196,10 @@ class Chooser:
                 **{**words, "exclude_nodes": _excluding(words, router, places)},
             )
             for candidate in decision.candidates:
-                if candidate.node_id != decision.selected_node:
-                    continue
-                found = next(d for d in places.values() if _id_in(router, d) == candidate.node_id)
-                if best is None or candidate.total_seconds < best[0]:
-                    best = candidate.total_seconds, found
+                if candidate.node_id == decision.selected_node and (
+                    best is None or candidate.total_seconds < best[0]
+                ):
+                    best = candidate.total_seconds, places[urls[candidate.node_id]]
         return best[1] if best else None
 
     # ---------------------------------------------------------------- deployments
@@ -234,6 +233,11 @@ def _tags(request: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _places(mine: Sequence[Deployment], model: str) -> dict[str, Deployment]:
+    """The deployments of one model by their nodes' URLs; of two on a node the first."""
+    return {one.node.url: one for one in reversed(mine) if one.model == model}
+
+
 def _pinned_by_id(words: dict[str, Any], mine: Sequence[Deployment]) -> dict[str, Any]:
     """A pin may also name a deployment by LiteLLM's id of it."""
     pinned = words.get("node_id")
@@ -250,14 +254,6 @@ def _excluding(
     said = words.get("exclude_nodes") or ()
     said = tuple(said.split(",")) if isinstance(said, str) else tuple(said)
     return (*said, *(node.id for node in router.configured if node.url not in places))
-
-
-def _id_in(router: Router, deployment: Deployment) -> str:
-    """What the router calls the deployment's node."""
-    for node in router.configured:
-        if node.url == deployment.node.url:
-            return node.id
-    raise ConfigurationError(f"{deployment.node.url} is not one of the router's nodes")
 
 
 def planned(

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
 from hydra_llm import Dispatch, NodeError, RoutingDecision
 from hydra_llm.integrations.litellm.deployments import Deployment
+from hydra_llm.integrations.litellm.telling import headers_of
 from hydra_llm.integrations.litellm.wire import Wires
+from hydra_llm.integrations.litellm.words import buckets
 
-__all__ = ["Flight", "Flights", "held_by"]
+__all__ = ["Flight", "Flights", "call_of_log", "held_by"]
 
 TOKEN_KEY = "_hydra_flight"  # noqa: S105  its name, not a secret
 
@@ -151,14 +153,7 @@ class Flight:
     def headers(self) -> dict[str, str]:
         """What an answer says of it: the node, the reason, the number of attempts."""
         told = self.decision()
-        if told is None:
-            return {}
-        headers = {
-            "x-hydra-node": str(told["selected_node"] or ""),
-            "x-hydra-reason": str(told["reason"]),
-            "x-hydra-attempts": str(max(1, len(told["attempts"]))),
-        }
-        return {name: value.encode("ascii", "replace").decode() for name, value in headers.items()}
+        return {} if told is None else headers_of(told)
 
     def __del__(self) -> None:
         # Whoever held it is gone without a word: a cancelled task, a stream that was dropped.
@@ -216,3 +211,10 @@ def held_by(bucket: dict[str, Any], trace_id: Any = None) -> Flight | None:
     if trace_id:
         return token.flights.get(trace_id)
     return next(reversed(token.flights.values()), None)
+
+
+def call_of_log(details: Mapping[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+    """Give the trace id and the metadata out of what LiteLLM logs of a call."""
+    params = details.get("litellm_params")
+    params = params if isinstance(params, Mapping) else {}
+    return details.get("litellm_trace_id") or params.get("litellm_trace_id"), [*buckets(params)]

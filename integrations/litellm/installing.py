@@ -12,9 +12,8 @@ from litellm.types.router import CustomRoutingStrategyBase
 
 from hydra_llm import ConfigurationError, Router
 from hydra_llm.integrations.litellm.deployments import read_deployment
-from hydra_llm.integrations.litellm.flights import held_by
+from hydra_llm.integrations.litellm.flights import call_of_log, held_by
 from hydra_llm.integrations.litellm.strategy import HydraRoutingStrategy
-from hydra_llm.integrations.litellm.words import buckets
 
 __all__ = ["SyncStrategy", "decision_of", "install", "uninstall"]
 
@@ -54,11 +53,10 @@ def install(
             "the proxy takes hydra_llm.integrations.litellm.instance in its config.yaml"
         )
     strategy = _strategy(hydra)
-    for raw in router.model_list:
-        read_deployment(raw)
+    are_nodes = [read_deployment(raw) is not None for raw in router.model_list]
     if strategy not in litellm.callbacks:
         litellm.logging_callback_manager.add_litellm_callback(strategy)
-    if _is_safe_to_replace(router):
+    if _is_safe_to_replace(router, are_nodes):
         plug_in = SyncStrategy(router, strategy)
         register = getattr(router, "register_plugin", None) or router.set_custom_routing_strategy
         register(plug_in)
@@ -108,9 +106,8 @@ def decision_of(answer: Any) -> dict[str, Any] | None:
                 return flight.decision()
     logged = getattr(answer, "logging_obj", None) or getattr(answer, "litellm_logging_obj", None)
     details = getattr(logged, "model_call_details", None)
-    params = details.get("litellm_params") if isinstance(details, Mapping) else None
-    trace_id = details.get("litellm_trace_id") if isinstance(details, Mapping) else None
-    for bucket in buckets(params if isinstance(params, Mapping) else {}):
+    trace_id, holders = call_of_log(details if isinstance(details, Mapping) else {})
+    for bucket in holders:
         flight = held_by(bucket, trace_id)
         if flight is not None:
             return flight.decision()
@@ -127,14 +124,12 @@ def _strategy(hydra: Router | HydraRoutingStrategy | None) -> HydraRoutingStrate
     return instance
 
 
-def _is_safe_to_replace(router: litellm.Router) -> bool:
+def _is_safe_to_replace(router: litellm.Router, are_nodes: Sequence[bool]) -> bool:
     """Whether LiteLLM's own strategy is not needed for what is not ours."""
     if not hasattr(router, "register_plugin"):
         return True  # before 1.109 the strategy is replaced for each call, and can be asked
     strategy = str(getattr(router.routing_strategy, "value", router.routing_strategy))
-    return strategy == "simple-shuffle" or all(
-        read_deployment(raw) is not None for raw in router.model_list
-    )
+    return strategy == "simple-shuffle" or all(are_nodes)
 
 
 def _version() -> str:
@@ -166,9 +161,9 @@ class SyncStrategy(CustomRoutingStrategyBase):
         deployments = self._group(model)
         if specific_deployment or not deployments:
             return self._own_choice(model, messages, input, specific_deployment, request_kwargs)
-        request = request_kwargs if request_kwargs is not None else {}
-        if input is not None and "input" not in request:
-            request = {**request, "input": input} if request_kwargs is None else request
+        request = request_kwargs
+        if request is None:
+            request = {} if input is None else {"input": input}
         left = self._strategy.choose_sync(model, deployments, messages, request)
         if request_kwargs is None:
             # Old versions tell nothing of a synchronous embedding: nobody will close it.

@@ -37,9 +37,9 @@ from hydra_llm.integrations.litellm.provider_chat import (
     StreamReader,
     body_of_chat,
     fill_answer,
-    hidden_params,
     usage_of,
 )
+from hydra_llm.integrations.litellm.telling import beside_an_answer
 from hydra_llm.integrations.litellm.words import parted_call
 
 __all__ = ["HydraProvider", "handler", "register_provider"]
@@ -219,7 +219,7 @@ def _answer(call: Mapping[str, Any], response: httpx.Response) -> Any:
         raise refusal(response, call["model"])
     answer = call["model_response"]
     fill_answer(answer, response.json(), call["model"])
-    answer._hidden_params.update(hidden_params(_decision(response)))
+    answer._hidden_params.update(beside_an_answer(_decision(response).to_dict()))
     return answer
 
 
@@ -233,7 +233,7 @@ def _embedded(call: Mapping[str, Any], response: httpx.Response) -> Any:
     ]
     answer.model = call["model"]
     answer.usage = usage_of(document)
-    answer._hidden_params.update(hidden_params(_decision(response)))
+    answer._hidden_params.update(beside_an_answer(_decision(response).to_dict()))
     return answer
 
 

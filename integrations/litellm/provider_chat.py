@@ -14,7 +14,9 @@ from litellm.constants import DEFAULT_CHAT_COMPLETION_PARAM_VALUES
 from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 from pydantic import BaseModel
 
-__all__ = ["StreamReader", "body_of_chat", "fill_answer", "hidden_params"]
+from hydra_llm.integrations.litellm.telling import beside_an_answer
+
+__all__ = ["StreamReader", "body_of_chat", "fill_answer"]
 
 _OPENAI = frozenset(DEFAULT_CHAT_COMPLETION_PARAM_VALUES)
 _PENALTIES = ("frequency_penalty", "presence_penalty")
@@ -145,21 +147,6 @@ def usage_of(document: Mapping[str, Any]) -> Any:
     )
 
 
-def hidden_params(decision: Any) -> dict[str, Any]:
-    """What LiteLLM carries beside an answer; its proxy makes headers of `additional_headers`."""
-    headers = {
-        "x-hydra-node": decision.selected_node,
-        "x-hydra-reason": decision.reason,
-        "x-hydra-attempts": str(len(decision.attempts)),
-    }
-    plain = {name: _as_header(value or "") for name, value in headers.items()}
-    return {"routing_decision": decision.to_dict(), "additional_headers": plain}
-
-
-def _as_header(text: str) -> str:
-    return " ".join(text.encode("ascii", "replace").decode().split())
-
-
 class StreamReader:
     """
     Makes LiteLLM's chunks of the parts of one answer.
@@ -191,7 +178,7 @@ class StreamReader:
         if decision is not None:
             usage = usage_of(part)
             # There too, for who puts the chunks together that LiteLLM has taken the usage out of.
-            self._hidden.update(hidden_params(decision), usage=usage)
+            self._hidden.update(beside_an_answer(decision.to_dict()), usage=usage)
             # In a chunk of its own, before the end: LiteLLM keeps what the chunk with the
             # finish reason says only if there is content beside it.
             yield self._chunk({}, usage=usage)

@@ -16,7 +16,8 @@ from hydra_llm import HydraError, HydraSettings, Node, Router
 from hydra_llm.integrations.litellm.choosing import Chooser, Choosing, Reserve
 from hydra_llm.integrations.litellm.deployments import Deployment
 from hydra_llm.integrations.litellm.errors import as_litellm_error, node_error_of
-from hydra_llm.integrations.litellm.flights import Flight
+from hydra_llm.integrations.litellm.flights import Flight, call_of_log
+from hydra_llm.integrations.litellm.telling import headers_of
 from hydra_llm.integrations.litellm.wire import Wires
 from hydra_llm.integrations.litellm.words import buckets, without_words
 
@@ -173,7 +174,7 @@ class HydraRoutingStrategy(CustomLogger):
         flight = self._flight(request_data)
         if flight is not None:
             flight.answered()
-            _explain(response, flight)
+            _explain(response, flight.decision())
         return response
 
     async def async_post_call_failure_deployment_hook(
@@ -209,9 +210,10 @@ class HydraRoutingStrategy(CustomLogger):
         flight = self._flight_of_log(kwargs)
         logged = kwargs.get("standard_logging_object")
         if flight is not None:
-            _explain(result, flight)
+            decision = flight.decision()
+            _explain(result, decision)
             if isinstance(logged, dict) and isinstance(logged.get("metadata"), dict):
-                logged["metadata"]["hydra"] = flight.decision()
+                logged["metadata"]["hydra"] = decision
         return kwargs, result
 
     async def async_log_success_event(
@@ -228,28 +230,13 @@ class HydraRoutingStrategy(CustomLogger):
         if flight is not None:
             flight.answered()
 
-    async def async_log_failure_event(
-        self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
-    ) -> None:
-        """Close what is still open."""
-        self.log_failure_event(kwargs, response_obj, start_time, end_time)
-
-    def log_failure_event(
-        self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
-    ) -> None:
-        """As :meth:`async_log_failure_event`."""
-        # It comes late, from a queue: by now a further try may be under way. That one is the
-        # business of the hooks of its own, and of the next choice.
-
     def flight_of_call(self, call_id: Any) -> Flight | None:
         """Find the flight of an answer by LiteLLM's id of the call; None once it is forgotten."""
         return self._chooser.flights.named(call_id)
 
     def _flight_of_log(self, kwargs: Mapping[str, Any]) -> Flight | None:
-        params = kwargs.get("litellm_params")
-        params = params if isinstance(params, Mapping) else {}
-        trace_id = kwargs.get("litellm_trace_id") or params.get("litellm_trace_id")
-        return self._chooser.flights.find(trace_id, *buckets(params))
+        trace_id, holders = call_of_log(kwargs)
+        return self._chooser.flights.find(trace_id, *holders)
 
     # ------------------------------------------------------------------- the proxy
 
@@ -327,7 +314,7 @@ def _run_sync(choosing: Choosing, strategy: HydraRoutingStrategy) -> list[Any]:
         return list(done.value)
 
 
-def _explain(answer: Any, flight: Flight) -> None:
+def _explain(answer: Any, decision: dict[str, Any] | None) -> None:
     """Put the decision and its headers where LiteLLM keeps what an answer does not show."""
     if isinstance(answer, dict):  # of /v1/messages
         hidden = answer.setdefault("_hidden_params", {})
@@ -337,8 +324,8 @@ def _explain(answer: Any, flight: Flight) -> None:
         return
     headers = hidden.get("additional_headers") if hasattr(hidden, "get") else None
     told = {
-        "routing_decision": flight.decision(),
-        "additional_headers": {**(headers or {}), **flight.headers()},
+        "routing_decision": decision,
+        "additional_headers": {**(headers or {}), **(headers_of(decision) if decision else {})},
     }
     if isinstance(hidden, dict):
         hidden.update(told)

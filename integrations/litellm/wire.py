@@ -41,9 +41,8 @@ class Wires:
 class Wire(HTTPHandler):
     """Sends one attempt to the node that its dispatch holds a place on."""
 
-    def __init__(
-        self, client: httpx.Client, dispatch: Dispatch
-    ) -> None:  # not its parent's: that opens a pool
+    def __init__(self, client: httpx.Client, dispatch: Dispatch) -> None:
+        # Not its parent's, which opens a pool.
         self._shared = client
         self._dispatch = dispatch
 

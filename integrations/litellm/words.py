@@ -54,12 +54,10 @@ def words_of(
     words |= _mapping(request.get("hydra"), "hydra")
     words |= {name: extra[name] for name in _TOP_LEVEL & extra.keys()}
     words |= {name: request[name] for name in _TOP_LEVEL & request.keys()}
-    if words:
-        RoutingWords.read(words)
+    checked = RoutingWords.read(words)
     limit = _priority_limit(request)
     if limit is not None:
-        asked = RoutingWords.read(words).priority
-        words["priority"] = min(asked, limit)
+        words["priority"] = min(checked.priority, limit)
     return words
 
 

@@ -22,7 +22,8 @@ from hydra_llm.integrations.litellm import provider as provider_module
 from hydra_llm.integrations.litellm import register_provider
 from hydra_llm.integrations.litellm.errors import MODEL_MISSING, PASSING
 from hydra_llm.integrations.litellm.provider import HydraProvider
-from hydra_llm.integrations.litellm.provider_chat import StreamReader, _as_header
+from hydra_llm.integrations.litellm.provider_chat import StreamReader
+from hydra_llm.integrations.litellm.telling import as_header
 from hydra_llm.scheduling.filters import REASONS
 from hydra_llm.testing import (
     CutFault,
@@ -455,7 +456,7 @@ def test_the_decision_is_told_in_headers() -> None:
 
 
 def test_headers_are_plain_text() -> None:
-    assert _as_header("größe\r\nset-cookie: →") == "gr??e set-cookie: ?"
+    assert as_header("größe\r\nset-cookie: →") == "gr??e set-cookie: ?"
 
 
 # ------------------------------------------------------------------------- failures
