@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from hydra_llm.types import (
@@ -14,6 +16,15 @@ from hydra_llm.types import (
     RunningRequest,
     canonical_model_name,
 )
+
+PROXY_PYTHON = (
+    Path(__file__).parents[1]
+    / ".venv"
+    / "proxy"
+    / ("Scripts" if sys.platform == "win32" else "bin")
+    / "python"
+)
+"""Of the environment with LiteLLM's proxy, which `make test` sets up."""
 
 LLAMA = "llama3.2:3b"
 BIG = "mistral-small:24b"

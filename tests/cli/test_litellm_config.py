@@ -12,8 +12,7 @@ from hydra_llm.cli.litellm_config import config_text
 from hydra_llm.testing import SimulatedCluster, SimulatedNode
 from hydra_llm.types import InstalledModel, NodeSnapshot
 from tests.cli.conftest import Run
-
-PROXY_PYTHON = Path(__file__).parents[2] / ".venv" / "proxy" / "bin" / "python"
+from tests.helpers import PROXY_PYTHON
 
 
 def snapshot(node: Node, *models: InstalledModel) -> NodeSnapshot:

@@ -23,6 +23,7 @@ from hydra_llm.cli.proxy.translation import CALLBACK, Translation, translate
 from hydra_llm.config import HydraSettings
 from hydra_llm.exceptions import ConfigurationError
 from tests.cli.conftest import Run
+from tests.helpers import PROXY_PYTHON
 
 Write = Callable[..., Path]
 
@@ -254,7 +255,6 @@ def test_included_files_are_merged_as_litellm_does_it(write: Write, tmp_path: Pa
         assert config == read_by_litellm(path)
 
 
-PROXY_PYTHON = Path(__file__).parents[2] / ".venv" / "proxy" / "bin" / "python"
 READS = """
 import asyncio, json, sys
 from litellm.proxy.proxy_server import ProxyConfig

@@ -18,12 +18,12 @@ import pytest
 
 from hydra_llm.testing import SimulatedCluster
 from tests.cli.conftest import Run
+from tests.helpers import PROXY_PYTHON
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-" + "0123456789abcdef" * 4
 """Without one LiteLLM does not start."""
 AS_CLIENT = {"Authorization": f"Bearer {KEY}"}
-PROXY_PYTHON = ROOT / ".venv" / "proxy" / "bin" / "python"
 
 pytestmark = [
     pytest.mark.skipif(not PROXY_PYTHON.exists(), reason="LiteLLM's proxy is not in .venv/proxy"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hydra_llm.testing import SimulatedCluster, SimulatedModel, SimulatedNode
-from tests.router.conftest import router
+from tests.router.conftest import preloaded, router
 
 __all__ = ["router"]  # the fixture, over the cluster of this folder
 
@@ -36,10 +36,7 @@ def make_cluster(*ids: str, **about: Any) -> SimulatedCluster:
 @contextmanager
 def loaded_cluster() -> Iterator[SimulatedCluster]:
     """Three equal nodes a, b and c with every model loaded."""
-    with make_cluster("a", "b", "c") as cluster:
-        for node in cluster:
-            for model in (CHAT, OTHER, EMBEDDING):
-                node.preload(model)
+    with preloaded(make_nodes("a", "b", "c"), CHAT, OTHER, EMBEDDING) as cluster:
         yield cluster
 
 

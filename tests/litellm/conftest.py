@@ -21,8 +21,8 @@ import pytest
 
 from hydra_llm import Router
 from hydra_llm.integrations.litellm import HydraRoutingStrategy, install, uninstall
-from hydra_llm.testing import SimulatedCluster, SimulatedModel, SimulatedNode
-from tests.router.conftest import make_router
+from hydra_llm.testing import SimulatedCluster, SimulatedModel
+from tests.router.conftest import make_nodes, make_router, preloaded
 
 litellm.suppress_debug_info = True
 
@@ -71,18 +71,8 @@ def ours_is_gone() -> Iterator[None]:
 @contextmanager
 def loaded_cluster(**about: Any) -> Iterator[SimulatedCluster]:
     """Three equal nodes a, b and c with every model loaded."""
-    given: dict[str, Any] = {
-        "models": (ABLE, OTHER, EMBEDDING),
-        "speed": SPEED,
-        "vram_gb": 24.0,
-        "keep_alive_s": 1e9,
-        **about,
-    }
-    nodes = [SimulatedNode(one, **given) for one in "abc"]
-    with SimulatedCluster(nodes) as cluster:
-        for node in cluster:
-            for model in (CHAT, OTHER, EMBEDDING):
-                node.preload(model)
+    given: dict[str, Any] = {"models": (ABLE, OTHER, EMBEDDING), "speed": SPEED, **about}
+    with preloaded(make_nodes("a", "b", "c", **given), CHAT, OTHER, EMBEDDING) as cluster:
         yield cluster
 
 
@@ -161,15 +151,6 @@ def asked(cluster: SimulatedCluster, *paths: str) -> dict[str, int]:
     """How many requests to models each node has had."""
     paths = paths or ("/api/chat", "/api/generate", "/api/embed")
     return {node.id: sum(r.path in paths for r in node.requests) for node in cluster}
-
-
-def served(cluster: SimulatedCluster) -> dict[str, int]:
-    """How many of them each node has answered."""
-    return {
-        node.id: sum(r.status == 200 and r.path.startswith("/api/") and r.path in
-                     ("/api/chat", "/api/generate", "/api/embed") for r in node.requests)
-        for node in cluster
-    }  # fmt: skip
 
 
 def total(counts: dict[str, int]) -> int:

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +19,10 @@ import pytest
 import yaml
 
 from hydra_llm.testing import ErrorLineFault, SimulatedCluster, StatusFault
+from tests.helpers import PROXY_PYTHON
 from tests.litellm.conftest import CHAT, EMBEDDING, HELLO, asked, bodies, loaded_cluster, total
 
 ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv" / "proxy" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
 KEY = "sk-test"
 ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -33,7 +32,7 @@ ENVIRONMENT = {
 
 pytestmark = [
     pytest.mark.skipif(
-        not PYTHON.exists(), reason="`make test` installs LiteLLM's proxy into .venv/proxy"
+        not PROXY_PYTHON.exists(), reason="`make test` installs LiteLLM's proxy into .venv/proxy"
     ),
     pytest.mark.timeout(120),
 ]
@@ -99,7 +98,7 @@ class running:  # noqa: N801  it is used like a function
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("HYDRA_", "OLLAMA_"))}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(PYTHON), *arguments, "--port", str(port), "--host", "127.0.0.1"],
+                [str(PROXY_PYTHON), *arguments, "--port", str(port), "--host", "127.0.0.1"],
                 cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -127,14 +126,12 @@ class running:  # noqa: N801  it is used like a function
 
 
 @pytest.fixture(autouse=True)
-def fresh(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test counts from here; after it no node is busy."""
-    if not PYTHON.exists():
+def quiet_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test no node is busy, and none has a fault."""
+    if not PROXY_PYTHON.exists():
         yield
         return
     cluster: SimulatedCluster = request.getfixturevalue("cluster")
-    before = {node.id: len(node.requests) for node in cluster}
-    request.node.before = before
     yield
     deadline = time.monotonic() + 5
     while any(node.in_flight for node in cluster):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -29,12 +30,20 @@ def make_router(cluster: SimulatedCluster, **settings: Any) -> Router:
     return Router(settings=HydraSettings(nodes=nodes, **{**quick, **settings}), **hooks)
 
 
+@contextmanager
+def preloaded(nodes: Iterable[SimulatedNode], *models: str) -> Iterator[SimulatedCluster]:
+    """The nodes' cluster, with these models loaded on each."""
+    with SimulatedCluster(nodes) as cluster:
+        for node in cluster:
+            for model in models:
+                node.preload(model)
+        yield cluster
+
+
 @pytest.fixture
 def cluster() -> Iterator[SimulatedCluster]:
     """Three equal nodes a, b and c with the model loaded."""
-    with SimulatedCluster(make_nodes("a", "b", "c")) as cluster:
-        for node in cluster:
-            node.preload(MODEL)
+    with preloaded(make_nodes("a", "b", "c"), MODEL) as cluster:
         yield cluster
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from hydra_llm import Router
 from hydra_llm.integrations.litellm import register_provider
-from hydra_llm.testing import SimulatedCluster, SimulatedModel, SimulatedNode
-from tests.router.conftest import router
+from hydra_llm.testing import SimulatedCluster, SimulatedModel
+from tests.router.conftest import make_nodes, preloaded, router
 
 __all__ = ["router"]  # the fixture, over the cluster of this folder
 
@@ -29,16 +29,13 @@ ABLE = SimulatedModel(
     CHAT, size_gb=6.1, capabilities=("completion", "tools", "thinking", "vision"), family="qwen3vl"
 )
 MODELS = (ABLE, PLAIN, EMBEDDING)
+NAMES = (CHAT, PLAIN, EMBEDDING)
 
 
 @pytest.fixture
 def cluster() -> Iterator[SimulatedCluster]:
     """Two equal nodes a and b with every model loaded."""
-    nodes = [SimulatedNode(i, models=MODELS, speed=500.0, keep_alive_s=1e9) for i in ("a", "b")]
-    with SimulatedCluster(nodes) as cluster:
-        for node in cluster:
-            for model in (CHAT, PLAIN, EMBEDDING):
-                node.preload(model)
+    with preloaded(make_nodes("a", "b", models=MODELS, speed=500.0), *NAMES) as cluster:
         yield cluster
 
 
