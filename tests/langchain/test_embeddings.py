@@ -160,7 +160,7 @@ def test_a_batch_that_cannot_be_embedded_is_an_error_and_ends_soon(
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_one_piece_that_is_refused_ends_the_batch(is_async: bool) -> None:
     """Twelve pieces; with the first refusal the others' present ones are the last."""
-    with make_cluster("a", "b", "c", speed=15.0) as cluster:
+    with make_cluster("a", "b", "c", speed=5.0) as cluster:
         for node in cluster:
             node.preload(EMBEDDING)
         cluster["a"].inject(StatusFault(400))
@@ -171,8 +171,7 @@ def test_one_piece_that_is_refused_ends_the_batch(is_async: bool) -> None:
                     asyncio.run(embeddings.aembed_documents(TEXTS * 5))
                 else:
                     embeddings.embed_documents(TEXTS * 5)
-        # Fewer on a quiet machine: how many were under way is a matter of threads.
-        assert sum(len(embeds(node)) for node in cluster) <= 8
+        assert sum(len(embeds(node)) for node in cluster) <= 5
 
 
 async def test_a_cancelled_batch_leaves_nothing(cluster: SimulatedCluster) -> None:
