@@ -23,6 +23,7 @@ __all__ = [
     "Candidate",
     "Demand",
     "Device",
+    "DeviceProcess",
     "Health",
     "HostMemory",
     "InferenceRequest",
@@ -316,6 +317,17 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProcess:
+    """What one program holds of a device's memory."""
+
+    pid: int
+    name: str = ""
+    """The program's name without path and arguments, as far as the system tells it."""
+    owner: Literal["ollama", "other"] = "other"
+    used_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """Memory of one GPU (or MIG instance, or unified pool), as one source reported it."""
 
@@ -326,6 +338,10 @@ class Device:
     used_bytes: int | None = None
     free_bytes: int | None = None
     reserved_bytes: int | None = None
+    utilization: float | None = None
+    """Busy share, 0 to 1: a hint, and not told by MIG instances."""
+    processes: tuple[DeviceProcess, ...] | None = None
+    """Who holds its memory; None where the driver or the exporter does not tell."""
     name: str = ""
     source: str = ""
     observed_at: float | None = None
