@@ -12,7 +12,7 @@ The sync and async doors share it; all that they do themselves is wait and move 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,7 @@ class Dispatch:
         body: its bytes.
         restart_of: how the same request ended before, if the caller asks for it once more:
             what was tried stays excluded, and the retry budget and the deadline go on.
+        among: ids of the only nodes that may serve it; None: all.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Dispatch:
         body: bytes,
         *,
         restart_of: StreamBrokenError | None = None,
+        among: Iterable[str] | None = None,
     ) -> None:
         self._router = router
         self._cluster = router._cluster
@@ -100,7 +102,7 @@ class Dispatch:
             self._last_error = restart_of
             self._began = self._began if restart_of._began is None else restart_of._began
             tried = frozenset(attempt.node_id for attempt in self._attempts)
-        self.request = self._inference_request(tried)
+        self.request = self._inference_request(tried, among)
 
     # ----------------------------------------------------------------- request
 
@@ -113,7 +115,9 @@ class Dispatch:
             return (PrefixKey(key, call.input_tokens),)
         return tuple(PrefixKey(part.hash, part.tokens) for part in call.parts)
 
-    def _inference_request(self, tried: frozenset[str]) -> InferenceRequest:
+    def _inference_request(
+        self, tried: frozenset[str], among: Iterable[str] | None
+    ) -> InferenceRequest:
         call, words = self.call, self.words
         return InferenceRequest(
             model=call.model_name,
@@ -134,6 +138,7 @@ class Dispatch:
             strict_vram=words.vram == "require",
             submitted_at=self._began,
             tried=tried,
+            among=None if among is None else frozenset(among),
             cached_tokens=self._cluster.cached_tokens(call.model_name, self._chain),
         )
 

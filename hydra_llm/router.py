@@ -279,6 +279,7 @@ class Router:
         *,
         num_ctx: int | None = None,
         input_tokens: int = 0,
+        among: Iterable[str] | None = None,
         **routing: Any,
     ) -> RoutingDecision:
         """
@@ -288,6 +289,7 @@ class Router:
             model: the model's name.
             num_ctx: as the request's option of that name.
             input_tokens: length of the prompt.
+            among: ids of the only nodes that may serve it; all by default.
             routing: routing words, e.g. ``min_vram_gb=20``.
 
         Returns:
@@ -310,7 +312,7 @@ class Router:
             options=options,
             input_tokens=input_tokens,
         )
-        request = Dispatch(self, call, words, b"").request
+        request = Dispatch(self, call, words, b"", among=among).request
         try:
             placement = self._cluster.preview(request)
         except NoEligibleNodeError as refusal:

@@ -108,7 +108,11 @@ class _Base:
         return self._router
 
     def _planned(
-        self, path: str, payload: Mapping[str, Any], routing: Mapping[str, Any]
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        among: Iterable[str] | None,
+        routing: Mapping[str, Any],
     ) -> Dispatch:
         """A request that is to come, known well enough to choose a node for it."""
         call = read_call("POST", path, payload)
@@ -116,7 +120,8 @@ class _Base:
             raise ConfigurationError(
                 f"{path} of {call.model!r} is nothing that a node is chosen for"
             )
-        return Dispatch(self._router, call, read_words(routing, defaults=self._words), b"")
+        words = read_words(routing, defaults=self._words)
+        return Dispatch(self._router, call, words, b"", among=among)
 
     def _bound(self, request: httpx.Request, dispatch: Dispatch, body: bytes) -> Dispatch:
         if not dispatch.is_held:
@@ -165,7 +170,14 @@ class HydraTransport(_Base, httpx.BaseTransport):
             the request extension ``hydra_words``, say them for one.
     """
 
-    def reserve(self, path: str, payload: Mapping[str, Any], **routing: Any) -> Dispatch:
+    def reserve(
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        *,
+        among: Iterable[str] | None = None,
+        **routing: Any,
+    ) -> Dispatch:
         """
         Choose a node for a request that somebody else puts together, and hold a place there.
 
@@ -177,13 +189,14 @@ class HydraTransport(_Base, httpx.BaseTransport):
         Args:
             path: where the request will go, e.g. ``/api/chat``.
             payload: what is known of its JSON body, ``model`` at least.
+            among: ids of the only nodes that may serve it; all by default.
             routing: routing words.
 
         Raises:
             RoutingError: no node can take it.
             RoutingWordError: a word is misspelt or its value is wrong.
         """
-        dispatch = self._planned(path, payload, routing)
+        dispatch = self._planned(path, payload, among, routing)
         self._router.wait_until_seen()
         self._lease(dispatch)
         return dispatch
@@ -320,9 +333,16 @@ class HydraTransport(_Base, httpx.BaseTransport):
 class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
     """The async transport; arguments as for :class:`HydraTransport`."""
 
-    async def reserve(self, path: str, payload: Mapping[str, Any], **routing: Any) -> Dispatch:
+    async def reserve(
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        *,
+        among: Iterable[str] | None = None,
+        **routing: Any,
+    ) -> Dispatch:
         """As :meth:`HydraTransport.reserve`, without blocking the event loop."""
-        dispatch = self._planned(path, payload, routing)
+        dispatch = self._planned(path, payload, among, routing)
         await self._router.await_until_seen()
         await self._lease(dispatch)
         return dispatch

@@ -155,6 +155,15 @@ class Cluster:
         self._snapshots[record.node.id] = record.snapshot()
         self._published = ()
 
+    def _publish_leases(self, record: NodeRecord) -> None:
+        """As :meth:`_publish`, where nothing has changed but the requests in flight."""
+        if record.breaker.is_closed and not record.load_breakers:
+            known = self._snapshots[record.node.id]
+            self._snapshots[record.node.id] = known.with_running(record.running)
+            self._published = ()
+        else:
+            self._publish(record)
+
     def _nodes(self) -> tuple[NodeSnapshot, ...]:
         if not self._published:
             self._published = tuple(self._snapshots.values())
@@ -305,7 +314,7 @@ class Cluster:
             known_loads=frozenset(name for name, r in record.foreign.items() if r.loading),
         )
         record.leases[lease.id] = lease
-        self._publish(record)
+        self._publish_leases(record)
         return lease
 
     def first_byte(self, lease: Lease) -> bool:
@@ -672,17 +681,23 @@ class Cluster:
         if not chain:
             return {}
         with self._lock:
-            kept = {
-                node_id: CONVERSATIONS_KEPT if _keeps_prompts(record.version) else 1
-                for node_id, record in self._records.items()
-            }
-            return self._cache_index.cached_tokens(model, chain, kept)
+            return self._cache_index.cached_tokens(model, chain, self._conversations_kept)
+
+    def _conversations_kept(self, node_id: str) -> int:
+        return CONVERSATIONS_KEPT if _keeps_prompts(self._records[node_id].version) else 1
 
     def _count_arrival(self, request: InferenceRequest, now: float) -> None:
         self._budget.deposit(now)
         before = self._demand.get(request.model, Demand())
         rate = before.rate(now) + 1.0 / DEMAND_MEMORY_SECONDS
-        self._demand[request.model] = replace(before, per_second=rate, seen_at=now)
+        self._demand[request.model] = Demand(
+            per_second=rate,
+            seen_at=now,
+            warm_nodes=before.warm_nodes,
+            output_tokens=before.output_tokens,
+            seen_bytes=before.seen_bytes,
+            seen_context=before.seen_context,
+        )
 
     def _count_warm_nodes(self) -> None:
         """Bring the demand table up to date after a change of what is loaded where."""

@@ -8,7 +8,7 @@ that many others have followed it on the same runner (BEHAVIOUR section 9).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 CacheKey = tuple[str, int]
@@ -38,7 +38,7 @@ class PromptCacheIndex:
         self._loads: dict[tuple[str, str], int] = {}
 
     def cached_tokens(
-        self, model: str, chain: Sequence[PrefixKey], kept: Mapping[str, int]
+        self, model: str, chain: Sequence[PrefixKey], kept: Callable[[str], int]
     ) -> dict[str, int]:
         """
         Tokens of this prompt expected in each node's cache.
@@ -46,7 +46,7 @@ class PromptCacheIndex:
         Args:
             model: canonical name.
             chain: the prompt's beginnings, shortest first.
-            kept: conversations that a runner keeps, by node id.
+            kept: how many conversations a runner keeps, by its node's id.
         """
         found: dict[str, int] = {}
         for key in reversed(chain):
@@ -58,12 +58,14 @@ class PromptCacheIndex:
                     found[node_id] = min(entry.tokens, key.tokens)
         return found
 
-    def _is_alive(self, model: str, node_id: str, entry: _Entry, kept: Mapping[str, int]) -> bool:
+    def _is_alive(
+        self, model: str, node_id: str, entry: _Entry, kept: Callable[[str], int]
+    ) -> bool:
         runner = (node_id, model)
         if entry.load != self._loads.get(runner, 0):
             return False
         since = self._conversations.get(runner, 0) - entry.conversation
-        return since < kept.get(node_id, 1)
+        return since < kept(node_id)
 
     def remember(self, model: str, node_id: str, chain: Sequence[PrefixKey]) -> None:
         """The node has just evaluated this prompt."""

@@ -221,6 +221,11 @@ class NodeRecord:
         self.penalty_seconds = min(more, self._rules.max_penalty_seconds)
         self.penalty_at = now
 
+    @property
+    def running(self) -> tuple[RunningRequest, ...]:
+        """The requests in flight here, whoever sent them."""
+        return (*[lease.running for lease in self.leases.values()], *self.foreign.values())
+
     def snapshot(self) -> NodeSnapshot:
         """The state as it is now, never to change."""
         closed = self.breaker.is_closed
@@ -238,10 +243,7 @@ class NodeRecord:
             measured_free_vram_bytes=self.free_vram_bytes,
             vram_source=self.vram_source,
             vram_observed_at=self.vram_observed_at,
-            running=(
-                *(lease.running for lease in self.leases.values()),
-                *self.foreign.values(),
-            ),
+            running=self.running,
             cordoned=self.cordoned,
             circuit="closed" if closed else "open",
             circuit_reason=self.breaker.reason,

@@ -51,6 +51,7 @@ class Waiter:
             request.node_id,
             request.min_vram_bytes,
             request.exclude_nodes,
+            request.among,
             request.require_labels,
             request.prefer_labels,
             request.capabilities,

@@ -10,9 +10,11 @@ import math
 from typing import Protocol
 
 from hydra_llm.scheduling.filters import MISSES_DEADLINE, vram_available_to
+from hydra_llm.scheduling.memory import runner_serves
 from hydra_llm.scheduling.moment import Moment
 from hydra_llm.types import (
     GB,
+    NO_OPTIONS,
     UNKNOWN_SPEED,
     InferenceRequest,
     NodeSnapshot,
@@ -53,19 +55,40 @@ def seconds_per_token(request: InferenceRequest, node: NodeSnapshot, moment: Mom
     Measured where the pair was seen; else the model's bytes over the memory bandwidth,
     the node's own where another model has shown it.
     """
+    if request.model in node.loaded:
+        return _pace(request.model, node, moment)[1]
     speed = node.speeds.get(request.model)
     if speed is not None and speed.decode_seconds_per_token is not None:
         return speed.decode_seconds_per_token
+    cpu_share = 1.0 if node.total_vram_bytes == 0 else moment.fit(request, node).cpu_share
+    return _seconds_for_bytes(request.model, node, moment, cpu_share)
+
+
+def _pace(model: str, node: NodeSnapshot, moment: Moment) -> tuple[object, float, float]:
+    """Seconds for a token of the answer and of the prompt, where the model is loaded."""
+    pace = node.paces.get(model)
+    if pace is None or pace[0] is not moment.prices:
+        speed = node.speeds.get(model, UNKNOWN_SPEED)
+        decoding = speed.decode_seconds_per_token
+        if decoding is None:
+            cpu_share = 1.0 - node.loaded[model].gpu_share
+            decoding = _seconds_for_bytes(model, node, moment, cpu_share)
+        prefilling = speed.prefill_seconds_per_token
+        if prefilling is None:
+            prefilling = decoding / _prefill_speedup(node)
+        pace = node.paces[model] = (moment.prices, decoding, prefilling)
+    return pace
+
+
+def _prefill_speedup(node: NodeSnapshot) -> float:
+    return CPU_PREFILL_SPEEDUP if node.total_vram_bytes == 0 else GPU_PREFILL_SPEEDUP
+
+
+def _seconds_for_bytes(model: str, node: NodeSnapshot, moment: Moment, cpu_share: float) -> float:
+    """Reading all of a model once, a part of it from system memory."""
     prices = moment.prices
-    size = float(node.installed[request.model].size_bytes)
+    size = float(node.installed[model].size_bytes)
     gpu_rate = node.bytes_per_second or prices.gpu_bytes_per_second
-    loaded = node.loaded.get(request.model)
-    if loaded is not None:
-        cpu_share = 1.0 - loaded.gpu_share
-    elif node.total_vram_bytes == 0:
-        cpu_share = 1.0
-    else:
-        cpu_share = moment.fit(request, node).cpu_share
     if not cpu_share:
         return size / gpu_rate
     return size * (1.0 - cpu_share) / gpu_rate + size * cpu_share / prices.cpu_bytes_per_second
@@ -169,11 +192,12 @@ def load(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float
 
 def prefill(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
     """Evaluating the part of the prompt that the node has not cached."""
+    if request.model in node.loaded:
+        return prefill_tokens(request, node) * _pace(request.model, node, moment)[2]
     speed = node.speeds.get(request.model)
     if speed is not None and speed.prefill_seconds_per_token is not None:
         return prefill_tokens(request, node) * speed.prefill_seconds_per_token
-    speedup = CPU_PREFILL_SPEEDUP if node.total_vram_bytes == 0 else GPU_PREFILL_SPEEDUP
-    per_token = seconds_per_token(request, node, moment) / speedup
+    per_token = seconds_per_token(request, node, moment) / _prefill_speedup(node)
     return prefill_tokens(request, node) * per_token
 
 
@@ -255,6 +279,31 @@ COST_TERMS: dict[str, CostTerm] = {
     "risk": risk,
 }
 """Every term by name, the most decisive first, so that a hopeless node is given up early."""
+
+
+def of_idle_runner(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float | None:
+    """
+    The sum of all terms where it is short: an idle node with a runner that serves; else None.
+
+    Most nodes of a large cluster are that, most of the time.
+    """
+    model = request.model
+    loaded = node.loaded.get(model)
+    if loaded is None or node.running or moment.queue_ahead or node.penalty_seconds:
+        return None
+    if request.options is not NO_OPTIONS and not runner_serves(
+        request, loaded, node.installed[model].context_length
+    ):
+        return None
+    _, decoding, prefilling = _pace(model, node, moment)
+    tokens = moment.output_tokens(request)
+    if request.interactive:
+        tokens *= moment.prices.interactive_decode_share
+    return (
+        prefill_tokens(request, node) * prefilling
+        + tokens * decoding
+        + preference(request, node, moment)
+    )
 
 
 def own_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from hydra_llm.scheduling.memory import memory_need_bytes
 from hydra_llm.scheduling.moment import Moment
-from hydra_llm.types import GB, InferenceRequest, NodeSnapshot, Rejection
+from hydra_llm.types import GB, NO_OPTIONS, InferenceRequest, NodeSnapshot, Rejection
 
 
 class Filter(Protocol):
@@ -70,6 +70,8 @@ def is_excluded(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -
     """Reject a node that failed this very request, or that the caller named."""
     if node.node.id in request.tried:
         return Rejection(node.node.id, ALREADY_TRIED)
+    if request.among is not None and node.node.id not in request.among:
+        return Rejection(node.node.id, EXCLUDED, "not among the nodes of this group")
     excluded = request.exclude_nodes
     if node.node.id in excluded or any(node.node.answers_to(name) for name in excluded):
         return Rejection(node.node.id, EXCLUDED)
@@ -191,6 +193,8 @@ def cannot_load(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -
     """Reject a node that would have to load the model and cannot, or lately could not."""
     model = request.model
     ram = node.ram_bytes
+    if request.options is NO_OPTIONS and model in node.loaded and not node.running:
+        return None
     # Ollama puts into system memory what the GPU cannot hold: mostly there is nothing to ask.
     may_be_too_big = ram is not None and memory_need_bytes(request, node, moment) > ram
     if not (node.load_retry_at or node.load_path_stuck or may_be_too_big):
@@ -214,7 +218,7 @@ def cannot_load(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -
 def filters_for(request: InferenceRequest) -> list[Filter]:
     """The filters that can say anything about this request, cheapest first."""
     filters: list[Filter] = []
-    if request.tried or request.exclude_nodes:
+    if request.tried or request.exclude_nodes or request.among is not None:
         filters.append(is_excluded)
     if request.node_id is not None:
         filters.append(is_pinned_elsewhere)

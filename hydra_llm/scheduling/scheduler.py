@@ -106,8 +106,9 @@ class Scheduler:
         own = {name: _never_negative(term) for name, term in (costs or {}).items()}
         self._terms: dict[str, CostTerm] = {**COST_TERMS, **own}
         self._term_list = tuple(self._terms.values())
-        # The cheap bound is one on our own terms.
-        self._has_bound = not own.keys() & {"load", "decode"}
+        self._extra_terms = tuple(own.values())
+        # The short ways are short for our own terms only.
+        self._knows_terms = not own.keys() & COST_TERMS.keys()
 
     def term(self, name: str) -> CostTerm:
         """One of its cost terms."""
@@ -164,21 +165,27 @@ class Scheduler:
         model = request.model
         terms, at_least = self._term_list, costs.at_least
         best = bar = float("inf")
+        knows_terms, of_idle_runner = self._knows_terms, costs.of_idle_runner
         scored: list[tuple[float, NodeSnapshot]] = []
         # Warm nodes first: they set a bar that most cold ones fail at once.
         cold = [node for node in eligible if model not in node.loaded]
         warm = [node for node in eligible if model in node.loaded] if cold else eligible
         for group in (warm, cold):
-            is_bounded = group is cold and self._has_bound
+            is_cold = group is cold
             for node in group:
-                if is_bounded and at_least(request, node, moment) > bar:
-                    continue
-                total = 0.0
-                for term in terms:
+                known = None
+                if knows_terms:
+                    if is_cold:
+                        if at_least(request, node, moment) > bar:
+                            continue
+                    else:
+                        known = of_idle_runner(request, node, moment)
+                total = 0.0 if known is None else known
+                for term in terms if known is None else self._extra_terms:
                     total += term(request, node, moment)
                     if total > bar:
                         break
-                else:
+                if total <= bar:
                     scored.append((total, node))
                     if total < best:
                         best = total

@@ -8,7 +8,7 @@ is sent what came of it, so that the sync and the async side share every decisio
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hydra_llm import (
@@ -19,14 +19,14 @@ from hydra_llm import (
 )
 from hydra_llm.integrations.litellm.deployments import (
     Deployment,
+    DeploymentReader,
     by_order,
-    read_deployment,
     runner_options,
     still_allowed,
 )
 from hydra_llm.integrations.litellm.flights import Flight, Flights, held_by
 from hydra_llm.integrations.litellm.wire import Wires
-from hydra_llm.integrations.litellm.words import buckets, default_words, words_of
+from hydra_llm.integrations.litellm.words import buckets, words_of
 
 __all__ = ["Again", "Chooser", "Reserve", "Step"]
 
@@ -37,6 +37,7 @@ class Reserve:
 
     path: str
     payload: Mapping[str, Any]
+    among: frozenset[str]
     words: Mapping[str, Any]
 
 
@@ -48,7 +49,42 @@ class Again:
 
 
 Step = Reserve | Again
-Choosing = Generator[Step, Dispatch, list[Any]]
+Choosing = Generator[Step, Dispatch, "tuple[list[Any], Flight | None]"]
+
+MOST_GROUPS = 256
+"""Sets of deployments that are remembered: cooldowns and filters make ever other ones."""
+
+
+class Level:
+    """Deployments of one ``order``: which models they have, and where."""
+
+    def __init__(self, deployments: Sequence[Deployment], router: Router) -> None:
+        ids = {node.url: node.id for node in router.configured}
+        self.places: dict[str, dict[str, Deployment]] = {}
+        """By model, the deployments by the ids of their nodes; of two on a node the first."""
+        for one in deployments:
+            self.places.setdefault(one.model, {}).setdefault(ids[one.node.url], one)
+        self.among = {model: frozenset(nodes) for model, nodes in self.places.items()}
+
+
+class Group:
+    """The Ollama nodes of one choice, looked through once for all choices of the same ones."""
+
+    def __init__(self, deployments: Sequence[Deployment], wires: Wires) -> None:
+        self.deployments = tuple(deployments)
+        self.wires = wires
+        self.words = deployments[0].words
+        self.levels = [Level(level, wires.router) for level in by_order(deployments)]
+        self.whole = Level(deployments, wires.router) if len(self.levels) > 1 else self.levels[0]
+
+    def pinned_by_id(self, words: dict[str, Any]) -> dict[str, Any]:
+        """A pin may also name a deployment by LiteLLM's id of it."""
+        pinned = words.get("node_id")
+        if pinned is not None:
+            for one in self.deployments:
+                if one.id == pinned:
+                    return {**words, "node_id": one.node.url}
+        return words
 
 
 class Chooser:
@@ -62,7 +98,12 @@ class Chooser:
     def __init__(self, wires: Callable[[Sequence[Deployment]], Wires]) -> None:
         self._wires = wires
         self.flights = Flights()
-        self._read: dict[tuple[Any, ...], Deployment | None] = {}
+        self._reader = DeploymentReader()
+        self._groups: dict[tuple[int, ...], Group] = {}
+
+    def forget_groups(self) -> None:
+        """The wires are no longer good."""
+        self._groups = {}
 
     # ------------------------------------------------------------------- choosing
 
@@ -82,37 +123,45 @@ class Chooser:
         Raises:
             HydraError: no node can take the request, or a routing word is wrong.
         """
-        mine: list[Deployment] = []
-        others: list[Any] = []
-        for raw in healthy:
-            known = self._deployment(raw)
-            if known is None:
-                others.append(raw)
-            else:
-                mine.append(known)
+        read = self._reader.read
+        known = [read(raw) for raw in healthy]
+        mine = [one for one in known if one is not None]
         if not mine:
-            return list(healthy)
-        mine = still_allowed(mine, request, _tags(request))
-        words = words_of(request, default_words(mine[0].model_info))
-        wires = self._wires(mine)
-        flight = self._flight(wires, group, request)
-        if others:
-            best = self._best(wires.router, mine, messages, request, words)
+            return list(healthy), None
+        nodes = self._group(still_allowed(mine, request, _tags(request)))
+        words = nodes.pinned_by_id(words_of(request, nodes.words))
+        flight = self._flight(nodes.wires, group, request)
+        if len(mine) < len(known):
+            best = self._best(nodes.wires.router, nodes.whole, messages, request, words)
             flight.renew(None)
             flight.deployment, flight.words = best, words
-            return [*([best.raw] if best else ()), *others]
-        chosen = yield from self._reserve(flight, mine, messages, request, words)
-        return [chosen.raw]
+            others = (raw for raw, one in zip(healthy, known, strict=True) if one is None)
+            return [*_raw_of(best, healthy, known), *others], flight
+        chosen = yield from self._reserve(flight, nodes, messages, request, words)
+        return _raw_of(chosen, healthy, known), flight
+
+    def _group(self, deployments: Sequence[Deployment]) -> Group:
+        # What is read is kept as long as a group has it, so its id stays its own.
+        key = tuple(map(id, deployments))
+        group = self._groups.get(key)
+        if group is None:
+            if len(self._groups) >= MOST_GROUPS:
+                self._groups = {}
+            group = self._groups[key] = Group(deployments, self._wires(deployments))
+        return group
 
     def _flight(self, wires: Wires, group: str, request: dict[str, Any]) -> Flight:
         """The request's flight: that of its last try, or a new one."""
         trace_id = request.get("litellm_trace_id")
-        holders = list(buckets(request))
+        holders = buckets(request)
         # Only by the metadata: a trace id may be a caller's own, for many requests at once.
-        found = (held_by(holder, trace_id) for holder in holders)
-        flight = next((one for one in found if one is not None), None)
-        # A caller may hand the same metadata to many requests, one after the other.
-        if flight is not None and not flight.is_answered and flight.wires is wires:
+        for holder in holders:
+            flight = held_by(holder, trace_id)
+            if flight is None:
+                continue
+            # A caller may hand the same metadata to many requests, one after the other.
+            if flight.is_answered or flight.wires is not wires:
+                break
             flight.let_go()
             if flight.group != group:  # a fallback: other nodes may serve it, or the same ones
                 flight.group, flight.level = group, 0
@@ -127,18 +176,18 @@ class Chooser:
     def _reserve(
         self,
         flight: Flight,
-        mine: Sequence[Deployment],
+        nodes: Group,
         messages: Any,
         request: Mapping[str, Any],
         words: dict[str, Any],
     ) -> Generator[Step, Dispatch, Deployment]:
-        levels = by_order(mine)
+        last = len(nodes.levels) - 1
         while True:
-            level = levels[min(flight.level, len(levels) - 1)]
+            level = nodes.levels[min(flight.level, last)]
             try:
                 return (yield from self._reserve_among(flight, level, messages, request, words))
             except (NoEligibleNodeError, AllNodesFailedError):
-                if flight.level >= len(levels) - 1:
+                if flight.level >= last:
                     raise
                 flight.level += 1
                 flight.renew(None)
@@ -146,83 +195,64 @@ class Chooser:
     def _reserve_among(
         self,
         flight: Flight,
-        mine: Sequence[Deployment],
+        level: Level,
         messages: Any,
         request: Mapping[str, Any],
         words: dict[str, Any],
     ) -> Generator[Step, Dispatch, Deployment]:
-        router = flight.wires.router
-        models = dict.fromkeys(one.model for one in mine)
-        if len(models) > 1 and flight.dispatch is None:
-            best = self._best(router, mine, messages, request, words)
-            models = {best.model: None} if best else models
-        model = next(iter(models)) if flight.dispatch is None else flight.dispatch.call.model
-        places = _places(mine, model)
         if flight.dispatch is None:
-            words = _pinned_by_id(words, mine)
-            words = {**words, "exclude_nodes": _excluding(words, router, places)}
-            path, payload = planned(places[next(iter(places))], messages, request)
-            flight.renew((yield Reserve(path, payload, words)))
+            model = next(iter(level.places))
+            if len(level.places) > 1:
+                best = self._best(flight.wires.router, level, messages, request, words)
+                model = best.model if best else model
+            places = level.places[model]
+            path, payload = planned(next(iter(places.values())), messages, request)
+            flight.renew((yield Reserve(path, payload, level.among[model], words)))
         else:
+            places = level.places.get(flight.dispatch.call.model, {})
             yield Again(flight.dispatch)
         assert flight.dispatch is not None
-        while flight.dispatch.node.url not in places:
+        while flight.dispatch.node.id not in places:
             # LiteLLM has dropped it since the first try.
             flight.dispatch.give_up_on_node()
             yield Again(flight.dispatch)
-        flight.deployment = places[flight.dispatch.node.url]
+        flight.deployment = places[flight.dispatch.node.id]
         return flight.deployment
 
     def _best(
         self,
         router: Router,
-        mine: Sequence[Deployment],
+        level: Level,
         messages: Any,
         request: Mapping[str, Any],
         words: dict[str, Any],
     ) -> Deployment | None:
         """The deployment that would be chosen now; nothing is held."""
         best: tuple[float, Deployment] | None = None
-        words = _pinned_by_id(words, mine)
-        urls = {node.id: node.url for node in router.configured}
-        for model in dict.fromkeys(one.model for one in mine):
-            places = _places(mine, model)
-            some = places[next(iter(places))]
+        for model, places in level.places.items():
+            some = next(iter(places.values()))
             _, payload = planned(some, messages, request)
             decision = router.explain(
                 model,
                 num_ctx=runner_options(request, some).get("num_ctx"),
                 input_tokens=len(str(payload.get("messages") or payload.get("input") or "")) // 4,
-                **{**words, "exclude_nodes": _excluding(words, router, places)},
+                among=level.among[model],
+                **words,
             )
             for candidate in decision.candidates:
                 if candidate.node_id == decision.selected_node and (
                     best is None or candidate.total_seconds < best[0]
                 ):
-                    best = candidate.total_seconds, places[urls[candidate.node_id]]
+                    best = candidate.total_seconds, places[candidate.node_id]
         return best[1] if best else None
 
-    # ---------------------------------------------------------------- deployments
 
-    def _deployment(self, raw: Any) -> Deployment | None:
-        params, info = raw.get("litellm_params") or {}, raw.get("model_info") or {}
-        about = info.get("hydra")
-        key = (
-            info.get("id"),
-            params.get("model"),
-            params.get("api_base"),
-            params.get("order"),
-            params.get("num_ctx"),
-            tuple(params.get("tags") or ()),
-            None if about is None else repr(about),
-        )
-        known = self._read.get(key)
-        if known is not None:
-            return known if known.raw is raw else replace(known, raw=raw)
-        if key in self._read:
-            return None
-        known = self._read[key] = read_deployment(raw)
-        return known
+def _raw_of(
+    wanted: Deployment | None, healthy: Sequence[Any], known: Sequence[Deployment | None]
+) -> list[Any]:
+    """The deployment as LiteLLM gave it."""
+    found = (raw for raw, one in zip(healthy, known, strict=True) if one is wanted)
+    return [next(found)] if wanted is not None else []
 
 
 def _tags(request: Mapping[str, Any]) -> list[str]:
@@ -231,29 +261,6 @@ def _tags(request: Mapping[str, Any]) -> list[str]:
         tags = bucket.get("tags")
         found += [str(tag) for tag in tags] if isinstance(tags, (list, tuple)) else []
     return found
-
-
-def _places(mine: Sequence[Deployment], model: str) -> dict[str, Deployment]:
-    """The deployments of one model by their nodes' URLs; of two on a node the first."""
-    return {one.node.url: one for one in reversed(mine) if one.model == model}
-
-
-def _pinned_by_id(words: dict[str, Any], mine: Sequence[Deployment]) -> dict[str, Any]:
-    """A pin may also name a deployment by LiteLLM's id of it."""
-    pinned = words.get("node_id")
-    for one in mine:
-        if pinned is not None and one.id == pinned:
-            return {**words, "node_id": one.node.url}
-    return words
-
-
-def _excluding(
-    words: Mapping[str, Any], router: Router, places: Mapping[str, Deployment]
-) -> tuple[str, ...]:
-    """The caller's exclusions, and every node that has no deployment in the group."""
-    said = words.get("exclude_nodes") or ()
-    said = tuple(said.split(",")) if isinstance(said, str) else tuple(said)
-    return (*said, *(node.id for node in router.configured if node.url not in places))
 
 
 def planned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import litellm
 
 from hydra_llm import Node
+from hydra_llm.integrations.litellm.words import default_words
 
-__all__ = ["Deployment", "by_order", "read_deployment", "still_allowed"]
+__all__ = ["Deployment", "DeploymentReader", "by_order", "read_deployment", "still_allowed"]
 
 PROVIDERS = frozenset({"ollama", "ollama_chat"})
 _ENDINGS = ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/v1")
@@ -31,9 +33,8 @@ class Deployment:
     tags: frozenset[str]
     options: Mapping[str, Any]
     """Options in ``litellm_params`` that decide whether a loaded runner serves."""
-    model_info: Mapping[str, Any]
-    raw: Mapping[str, Any]
-    """As LiteLLM gave it."""
+    words: Mapping[str, Any]
+    """Routing words for every request to its group."""
 
     @property
     def is_native(self) -> bool:
@@ -58,20 +59,41 @@ def read_deployment(raw: Mapping[str, Any]) -> Deployment | None:
         given = str(params["custom_llm_provider"])
         provider, model = given, model if provider == given else str(params.get("model"))
     about = info.get("hydra")
-    if provider not in PROVIDERS and not isinstance(about, Mapping):
-        return None
+    if not isinstance(about, Mapping):
+        if provider not in PROVIDERS:
+            return None
+        about = {}
     order = params.get("order")
     return Deployment(
         id=str(info.get("id") or ""),
         provider=provider,
         model=model,
-        node=_node(params, about if isinstance(about, Mapping) else {}),
+        node=_node(params, about),
         order=order if isinstance(order, int) else None,
         tags=frozenset(params.get("tags") or ()),
         options={name: params[name] for name in _RUNNER_OPTIONS if params.get(name) is not None},
-        model_info=info,
-        raw=raw,
+        words=default_words(about),
     )
+
+
+class DeploymentReader:
+    """Reads deployments once: LiteLLM gives the same ones anew for each request."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[Any, Any, Deployment | None]] = {}
+
+    def read(self, raw: Mapping[str, Any]) -> Deployment | None:
+        """As :func:`read_deployment`; one and the same object until something about it changes."""
+        params, info = raw.get("litellm_params") or {}, raw.get("model_info") or {}
+        deployment_id = info.get("id")
+        known = self._known.get(deployment_id)
+        if known is not None and known[0] == params and known[1] == info.get("hydra"):
+            return known[2]
+        deployment = read_deployment(raw)
+        # Copies: a caller may change its own.
+        about = copy.deepcopy(info.get("hydra"))
+        self._known[deployment_id] = (dict(params), about, deployment)
+        return deployment
 
 
 def runner_options(request: Mapping[str, Any], deployment: Deployment) -> dict[str, Any]:
@@ -123,7 +145,9 @@ def still_allowed(
         *(request.get("_excluded_deployment_ids") or ()),
         *(request.get("_retry_skipped_deployment_ids") or ()),
     }
-    left = [d for d in deployments if d.id not in dropped] or list(deployments)
+    left = list(deployments)
+    if dropped:
+        left = [d for d in deployments if d.id not in dropped] or left
     target = request.get("_target_order")
     if target is not None:
         left = [d for d in left if d.order == target] or left

@@ -64,6 +64,7 @@ class HydraRoutingStrategy(CustomLogger):
         """Close what it opened; a router that was given stays open."""
         with self._lock:
             wires, self._wires, self._known = self._wires, None, frozenset()
+            self._chooser.forget_groups()
         if wires is not None:
             wires.client.close()
             if self._given is None:
@@ -97,10 +98,9 @@ class HydraRoutingStrategy(CustomLogger):
             return healthy_deployments
         choosing = self._chooser.choose(model, healthy_deployments, messages, request_kwargs)
         try:
-            left = await _run(choosing, self)
+            left, flight = await _run(choosing, self)
         except HydraError as error:
             raise as_litellm_error(error, model) from error
-        flight = self._flight(request_kwargs)
         if flight is not None:
             flight.watch(asyncio.current_task())
         return left
@@ -111,10 +111,9 @@ class HydraRoutingStrategy(CustomLogger):
         """As :meth:`async_filter_deployments`, for synchronous calls; it may wait for a slot."""
         choosing = self._chooser.choose(model, deployments, messages, request)
         try:
-            left = _run_sync(choosing, self)
+            left, flight = _run_sync(choosing, self)
         except HydraError as error:
             raise as_litellm_error(error, model) from error
-        flight = self._flight(request)
         if flight is not None and flight.dispatch is not None and flight.deployment is not None:
             flight.is_sent = True
             stripped = without_words(request)
@@ -270,7 +269,9 @@ class HydraRoutingStrategy(CustomLogger):
 # ------------------------------------------------------------------------- helpers
 
 
-async def _run(choosing: Choosing, strategy: HydraRoutingStrategy) -> list[Any]:
+async def _run(
+    choosing: Choosing, strategy: HydraRoutingStrategy
+) -> tuple[list[Any], Flight | None]:
     """Drive a choice, waiting where it takes that."""
     try:
         step = next(choosing)
@@ -280,7 +281,7 @@ async def _run(choosing: Choosing, strategy: HydraRoutingStrategy) -> list[Any]:
             try:
                 if isinstance(step, Reserve):
                     held = await wires.async_transport.reserve(
-                        step.path, step.payload, **step.words
+                        step.path, step.payload, among=step.among, **step.words
                     )
                 else:
                     await wires.async_transport.reserve_again(step.dispatch)
@@ -290,10 +291,13 @@ async def _run(choosing: Choosing, strategy: HydraRoutingStrategy) -> list[Any]:
             else:
                 step = choosing.send(held)
     except StopIteration as done:
-        return list(done.value)
+        left, flight = done.value
+        return left, flight
 
 
-def _run_sync(choosing: Choosing, strategy: HydraRoutingStrategy) -> list[Any]:
+def _run_sync(
+    choosing: Choosing, strategy: HydraRoutingStrategy
+) -> tuple[list[Any], Flight | None]:
     """As :func:`_run`."""
     try:
         step = next(choosing)
@@ -302,7 +306,9 @@ def _run_sync(choosing: Choosing, strategy: HydraRoutingStrategy) -> list[Any]:
             assert wires is not None
             try:
                 if isinstance(step, Reserve):
-                    held = wires.transport.reserve(step.path, step.payload, **step.words)
+                    held = wires.transport.reserve(
+                        step.path, step.payload, among=step.among, **step.words
+                    )
                 else:
                     wires.transport.reserve_again(step.dispatch)
                     held = step.dispatch
@@ -311,7 +317,8 @@ def _run_sync(choosing: Choosing, strategy: HydraRoutingStrategy) -> list[Any]:
             else:
                 step = choosing.send(held)
     except StopIteration as done:
-        return list(done.value)
+        left, flight = done.value
+        return left, flight
 
 
 def _explain(answer: Any, decision: dict[str, Any] | None) -> None:

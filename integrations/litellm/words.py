@@ -15,7 +15,7 @@ The nearest to the call wins:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hydra_llm import RoutingWordError, RoutingWords
@@ -54,8 +54,10 @@ def words_of(
     words |= _mapping(request.get("hydra"), "hydra")
     words |= {name: extra[name] for name in _TOP_LEVEL & extra.keys()}
     words |= {name: request[name] for name in _TOP_LEVEL & request.keys()}
-    checked = RoutingWords.read(words)
     limit = _priority_limit(request)
+    if not words and limit is None:
+        return words
+    checked = RoutingWords.read(words)
     if limit is not None:
         words["priority"] = min(checked.priority, limit)
     return words
@@ -96,20 +98,15 @@ def parted_call(
     return words_of({**optional_params, **about}), rest
 
 
-def default_words(model_info: Mapping[str, Any]) -> dict[str, Any]:
+def default_words(about: Mapping[str, Any]) -> dict[str, Any]:
     """Give the words that ``model_info.hydra`` says for every request to its group."""
-    said = model_info.get("hydra")
-    if not isinstance(said, Mapping):
-        return {}
-    return {name: value for name, value in said.items() if name not in _OF_THE_NODE}
+    return {name: value for name, value in about.items() if name not in _OF_THE_NODE}
 
 
-def buckets(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the metadata of a request: which of the two it is depends on the endpoint."""
-    for name in ("metadata", "litellm_metadata"):
-        bucket = request.get(name)
-        if isinstance(bucket, dict):
-            yield bucket
+def buckets(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give the metadata of a request: which of the two it is depends on the endpoint."""
+    found = (request.get("metadata"), request.get("litellm_metadata"))
+    return [bucket for bucket in found if isinstance(bucket, dict)]
 
 
 def _mapping(said: Any, where: str) -> dict[str, Any]:

@@ -60,6 +60,20 @@ def refusal(cluster: Cluster, asked: InferenceRequest) -> dict[str, str]:
     return {r.node_id: r.reason for r in caught.value.rejections}
 
 
+def test_a_lease_changes_nothing_of_what_is_known_but_who_is_running() -> None:
+    cluster = ledger(seen("a"))
+    before = snapshot_of(cluster, "a")
+    assert before.free_vram_bytes is not None
+
+    lease = granted(cluster, request())
+
+    after = snapshot_of(cluster, "a")
+    assert after == replace(before, running=(lease.running,))
+    assert after == cluster._records["a"].snapshot()
+    assert after.free_vram_bytes != before.free_vram_bytes  # nothing is kept that hangs on them
+    assert before.running == ()
+
+
 # ---------------------------------------------------------------------- each failure
 
 

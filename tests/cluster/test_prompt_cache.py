@@ -9,8 +9,13 @@ from hydra_llm.cluster import PrefixKey
 from hydra_llm.cluster.prompt_cache import PromptCacheIndex
 from tests.helpers import LLAMA
 
-KEEPS_ONE = {"a": 1, "b": 1}
-KEEPS_THREE = {"a": 3, "b": 3}
+
+def keeps_one(node_id: str) -> int:
+    return 1
+
+
+def keeps_three(node_id: str) -> int:
+    return 3
 
 
 def conversation(name: int, turns: int, *, system: int = 0) -> list[PrefixKey]:
@@ -25,9 +30,9 @@ def test_the_next_turn_finds_all_earlier_ones_on_the_node_that_had_them() -> Non
     index = PromptCacheIndex()
     index.remember(LLAMA, "a", conversation(1, 3))
 
-    assert index.cached_tokens(LLAMA, conversation(1, 4), KEEPS_ONE) == {"a": 300}
-    assert index.cached_tokens(LLAMA, conversation(2, 4), KEEPS_ONE) == {}
-    assert index.cached_tokens("another:8b", conversation(1, 4), KEEPS_ONE) == {}
+    assert index.cached_tokens(LLAMA, conversation(1, 4), keeps_one) == {"a": 300}
+    assert index.cached_tokens(LLAMA, conversation(2, 4), keeps_one) == {}
+    assert index.cached_tokens("another:8b", conversation(1, 4), keeps_one) == {}
 
 
 def test_each_node_counts_its_own_longest_beginning() -> None:
@@ -35,7 +40,7 @@ def test_each_node_counts_its_own_longest_beginning() -> None:
     index.remember(LLAMA, "a", conversation(1, 1))
     index.remember(LLAMA, "b", conversation(1, 3))
 
-    assert index.cached_tokens(LLAMA, conversation(1, 5), KEEPS_ONE) == {"a": 100, "b": 300}
+    assert index.cached_tokens(LLAMA, conversation(1, 5), keeps_one) == {"a": 100, "b": 300}
 
 
 def test_an_old_runner_keeps_one_conversation_and_a_newer_one_several() -> None:
@@ -43,10 +48,10 @@ def test_an_old_runner_keeps_one_conversation_and_a_newer_one_several() -> None:
     for name in (1, 2, 3, 4):
         index.remember(LLAMA, "a", conversation(name, 2))
 
-    assert index.cached_tokens(LLAMA, conversation(4, 2), KEEPS_ONE) == {"a": 200}
-    assert index.cached_tokens(LLAMA, conversation(3, 2), KEEPS_ONE) == {}
-    assert index.cached_tokens(LLAMA, conversation(2, 2), KEEPS_THREE) == {"a": 200}
-    assert index.cached_tokens(LLAMA, conversation(1, 2), KEEPS_THREE) == {}
+    assert index.cached_tokens(LLAMA, conversation(4, 2), keeps_one) == {"a": 200}
+    assert index.cached_tokens(LLAMA, conversation(3, 2), keeps_one) == {}
+    assert index.cached_tokens(LLAMA, conversation(2, 2), keeps_three) == {"a": 200}
+    assert index.cached_tokens(LLAMA, conversation(1, 2), keeps_three) == {}
 
 
 def test_a_conversation_that_goes_on_does_not_age_itself() -> None:
@@ -54,7 +59,7 @@ def test_a_conversation_that_goes_on_does_not_age_itself() -> None:
     for turns in range(1, 10):
         index.remember(LLAMA, "a", conversation(1, turns))
 
-    assert index.cached_tokens(LLAMA, conversation(1, 9), KEEPS_ONE) == {"a": 900}
+    assert index.cached_tokens(LLAMA, conversation(1, 9), keeps_one) == {"a": 900}
 
 
 def test_a_shared_system_prompt_does_not_make_two_conversations_one() -> None:
@@ -62,7 +67,7 @@ def test_a_shared_system_prompt_does_not_make_two_conversations_one() -> None:
     index.remember(LLAMA, "a", conversation(1, 2, system=7))
     index.remember(LLAMA, "a", conversation(2, 2, system=7))
 
-    assert index.cached_tokens(LLAMA, conversation(1, 2, system=7), KEEPS_ONE) == {"a": 20}
+    assert index.cached_tokens(LLAMA, conversation(1, 2, system=7), keeps_one) == {"a": 20}
 
 
 def test_a_restarted_runner_has_forgotten_everything() -> None:
@@ -72,9 +77,9 @@ def test_a_restarted_runner_has_forgotten_everything() -> None:
 
     index.forget("a", LLAMA)
 
-    assert index.cached_tokens(LLAMA, conversation(1, 3), KEEPS_THREE) == {"b": 300}
+    assert index.cached_tokens(LLAMA, conversation(1, 3), keeps_three) == {"b": 300}
     index.remember(LLAMA, "a", conversation(1, 4))
-    assert index.cached_tokens(LLAMA, conversation(1, 4), KEEPS_THREE) == {"a": 400, "b": 300}
+    assert index.cached_tokens(LLAMA, conversation(1, 4), keeps_three) == {"a": 400, "b": 300}
 
 
 def test_the_table_is_bounded_and_drops_what_was_not_used_for_longest() -> None:
@@ -83,7 +88,7 @@ def test_the_table_is_bounded_and_drops_what_was_not_used_for_longest() -> None:
     index.remember(LLAMA, "a", conversation(2, 3))
 
     assert len(index) == 5
-    assert index.cached_tokens(LLAMA, conversation(2, 3), KEEPS_THREE) == {"a": 300}
+    assert index.cached_tokens(LLAMA, conversation(2, 3), keeps_three) == {"a": 300}
 
 
 def test_a_prompt_that_nobody_looked_at_changes_nothing() -> None:
@@ -91,7 +96,7 @@ def test_a_prompt_that_nobody_looked_at_changes_nothing() -> None:
     index.remember(LLAMA, "a", [])
 
     assert len(index) == 0
-    assert index.cached_tokens(LLAMA, [], KEEPS_ONE) == {}
+    assert index.cached_tokens(LLAMA, [], keeps_one) == {}
 
 
 @given(
@@ -120,7 +125,7 @@ def test_no_more_is_expected_than_was_said_there_since_the_last_start(
             index.remember(LLAMA, node_id, conversation(who, length))
             said[node_id][who] = max(length, said[node_id].get(who, 0))
 
-    found = index.cached_tokens(LLAMA, conversation(name, turns), KEEPS_THREE)
+    found = index.cached_tokens(LLAMA, conversation(name, turns), keeps_three)
 
     for node_id, tokens in found.items():
         assert 0 < tokens <= 100 * min(turns, said[node_id].get(name, 0))

@@ -16,6 +16,7 @@ from hydra_llm.scheduling.costs import (
     alone_seconds,
     at_least,
     load_seconds_of,
+    of_idle_runner,
     own_seconds,
     slots_of,
 )
@@ -68,6 +69,39 @@ def test_the_cheap_bound_is_never_above_the_sum(
     bound = at_least(asked, node, moment)
 
     assert 0.0 <= bound <= total(asked, node, moment) * (1 + 1e-9)
+
+
+@given(REQUESTS, NODES, moments())
+def test_the_short_way_to_the_sum_is_the_sum(
+    asked: InferenceRequest, node: NodeSnapshot, moment: Moment
+) -> None:
+    short = of_idle_runner(asked, node, moment)
+
+    if short is not None:
+        assert short == pytest.approx(total(asked, node, again(moment)))
+
+
+def test_the_short_way_is_for_idle_nodes_whose_runner_serves() -> None:
+    warm = measured(warm=(LLAMA,))
+
+    assert of_idle_runner(request(), warm, Moment()) == pytest.approx(
+        total(request(), warm, Moment())
+    )
+    assert of_idle_runner(request(), measured(), Moment()) is None
+    assert of_idle_runner(request(options=RunnerOptions(num_ctx=999)), warm, Moment()) is None
+    assert of_idle_runner(request(), warm, Moment(queue_ahead=1)) is None
+    assert of_idle_runner(request(), replace(warm, penalty_seconds=2.0), Moment()) is None
+    assert of_idle_runner(request(), replace(warm, running=(running(QWEN),)), Moment()) is None
+
+
+def test_other_prices_are_not_answered_from_memory() -> None:
+    node = snapshot(warm=(LLAMA,))
+    slow = Moment(prices=Prices(gpu_bytes_per_second=1e9))
+
+    first = total(request(), node, Moment())
+
+    assert total(request(), node, slow) > first
+    assert total(request(), node, Moment()) == first
 
 
 @given(REQUESTS, NODES, moments())

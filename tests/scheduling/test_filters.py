@@ -96,6 +96,17 @@ def test_excluded_and_already_tried_nodes_are_left_out() -> None:
     }
 
 
+def test_only_the_nodes_of_the_group_are_chosen_from() -> None:
+    nodes = (snapshot("a"), snapshot("b"), snapshot("c"))
+
+    choice = choose(request(among=frozenset({"c", "nobody"})), *nodes)
+
+    assert choice.selected.id == "c"
+    assert {(r.node_id, r.reason, r.detail) for r in choice.rejections} == {
+        (name, "excluded by the caller", "not among the nodes of this group") for name in "ab"
+    }
+
+
 def test_required_labels_must_all_be_there() -> None:
     nodes = (snapshot("a", labels=("fast",)), snapshot("b", labels=("fast", "eu")))
 

@@ -197,9 +197,19 @@ def test_all_costs_endless_still_picks_somebody() -> None:
 def test_a_plug_in_may_price_loads_itself() -> None:
     """The bound that skips cold nodes is on our own terms."""
     scheduler = Scheduler(costs={"load": lambda *_: 0.0})
-    warm = costing("warm", 3.0)
+    warm, cold = costing("warm", 3.0), snapshot("cold", load_bytes_per_second=1e6)
 
-    assert choose(ASKED, warm, snapshot("cold"), scheduler=scheduler).selected.id == "cold"
+    assert choose(ASKED, warm, cold).selected.id == "warm"
+    assert choose(ASKED, warm, cold, scheduler=scheduler).selected.id == "cold"
+
+
+def test_a_plug_in_may_price_what_is_loaded_itself() -> None:
+    """So is the short way to the sum on an idle node."""
+    scheduler = Scheduler(costs={"decode": lambda _, node, __: 2.0 if node.id == "a" else 0.0})
+
+    choice = choose(ASKED, costing("a", 1.0), costing("b", 5.0), scheduler=scheduler)
+
+    assert choice.selected.id == "b"
 
 
 # ------------------------------------------------------------------------ properties
