@@ -73,7 +73,7 @@ def test_the_litellm_notebook_calls_the_proxy_that_a_terminal_would_start(tmp_pa
     [(url, told)] = re.findall(r"^The proxy listens on (\S+)\n(.*)", said, re.DOTALL | re.MULTILINE)
     assert "x-hydra-node: gaming\nx-hydra-reason: gaming: pinned by node_id" in told
     assert re.search(r"^Error code: 400 .* rack: [\d.]+ GB VRAM available", told, re.MULTILINE)
-    with pytest.raises(httpx.ConnectError):  # it has been stopped
+    with pytest.raises(httpx.ConnectError):  # nothing of it is left
         httpx.get(url)
 
 
