@@ -16,12 +16,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
-.PHONY: help demo test check bench clean
+# The oldest that the extra allows, one between, and the last before LiteLLM's compiled core.
+VERSIONS ?= 1.100.5 1.106.2 1.109.3
+PER_VERSION := $(addprefix tests/litellm/,test_routing.py test_failover.py test_leases.py test_words.py provider)
+
+.PHONY: help demo test check bench versions clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(RUNTIME) ## route requests over simulated nodes, on this machine alone
 	@$(BIN)/hydra-llm demo
@@ -47,6 +51,18 @@ check: $(DEV) ## check format, lint, types, imports and packaging
 bench: $(DEV) ## measure what routing costs
 	@echo "bench: measuring"
 	@$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only $(ARGS)
+
+versions: ## run LiteLLM's tests on older versions of it; VERSIONS="1.106.2" chooses
+	@for version in $(VERSIONS); do \
+		echo "versions: LiteLLM $$version"; \
+		test -f $(VENV)/litellm-$$version/.made || { \
+			$(PYTHON) -m venv --clear $(VENV)/litellm-$$version && \
+			$(VENV)/litellm-$$version/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
+				--editable '.[cli,litellm,redis]' "litellm==$$version" \
+				hypothesis pytest pytest-asyncio pytest-timeout && \
+			touch $(VENV)/litellm-$$version/.made; } || exit 1; \
+		$(VENV)/litellm-$$version/bin/python -m pytest -q $(PER_VERSION) $(ARGS) || exit 1; \
+	done
 
 clean: ## remove .venv and everything built
 	@echo "clean: removing .venv, caches and what was built"
