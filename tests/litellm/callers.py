@@ -23,8 +23,8 @@ from hydra_llm.testing import (
 from tests.litellm.conftest import HELLO, OTHER
 
 CALLS = 500
-AT_ONCE = 20
-PATIENCE_SECONDS = 3.0
+AT_ONCE = 30
+PATIENCE_SECONDS = 1.5
 """What the proxy is given for an attempt by those who are in no hurry."""
 
 FAULTS: dict[Fault, float] = {

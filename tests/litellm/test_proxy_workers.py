@@ -22,7 +22,7 @@ SLOTS = 2
 ROOM = SLOTS + 1
 """With the headroom of a request of priority 5."""
 LEASE_SECONDS = 4.0
-REQUESTS = 20
+REQUESTS = 14
 AT_ONCE = 8
 
 pytestmark = [needs_proxy, needs_redis, pytest.mark.timeout(180)]
