@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra_llm.testing import SimulatedNode
 from hydra_llm.types import (
     GB,
     InferenceRequest,
@@ -106,3 +107,17 @@ def running(model: str = LLAMA, *, seconds: float = 4.0, **about: Any) -> Runnin
             **about,
         }
     )
+
+
+def most_at_once(node: SimulatedNode) -> int:
+    """Chats that a simulated node had at one time; all of them have ended."""
+    steps = []
+    for record in node.requests:
+        if record.path == "/api/chat":
+            assert record.finished is not None
+            steps += [(record.at, 1), (record.finished, -1)]
+    most = held = 0
+    for _, step in sorted(steps):
+        held += step
+        most = max(most, held)
+    return most

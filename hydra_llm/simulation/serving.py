@@ -330,10 +330,11 @@ class NodeServing:
         if isinstance(ending, Reply):
             self._reply(call, ending, outcome)
             return
-        for chunk in ending:
-            self._chunk(call, chunk)
         self._begin(call)
+        # First: whoever has read the end finds that the node has ended it.
         self._forget(call, outcome)
+        for chunk in ending:
+            call.connection.chunk(chunk)
         call.connection.finish()
 
     def _reply(self, call: Call, reply: Reply, outcome: Outcome | None = None) -> None:

@@ -2,127 +2,63 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
+import random
 import re
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import yaml
 
-from hydra_llm.testing import ErrorLineFault, SimulatedCluster, StatusFault
+from hydra_llm.testing import ErrorLineFault, SimulatedCluster, StallFault, StatusFault
 from tests.helpers import PROXY_PYTHON
-from tests.litellm.conftest import CHAT, EMBEDDING, HELLO, asked, bodies, loaded_cluster, total
+from tests.litellm.callers import CALLS, PATIENCE_SECONDS, Callers, trouble
+from tests.litellm.conftest import (
+    CHAT,
+    EMBEDDING,
+    HELLO,
+    OTHER,
+    asked,
+    bodies,
+    loaded_cluster,
+    total,
+    until,
+)
+from tests.litellm.proxies import ENVIRONMENT, books, deployment, needs_proxy, running, write_config
 
-ROOT = Path(__file__).parents[2]
 KEY = "sk-test"
-ENVIRONMENT = {
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    # The proxy wants a master key, or to be told that there is other protection.
-    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
-}
 
-pytestmark = [
-    pytest.mark.skipif(
-        not PROXY_PYTHON.exists(), reason="`make test` installs LiteLLM's proxy into .venv/proxy"
-    ),
-    pytest.mark.timeout(120),
-]
-
-LIMITED = """
-from litellm.proxy._types import UserAPIKeyAuth
-
-async def user_api_key_auth(request, api_key):
-    limit = {"hydra": {"max_priority": 2}} if api_key == "sk-limited" else {}
-    return UserAPIKeyAuth(api_key=api_key, metadata=limit)
-"""
+pytestmark = [needs_proxy, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SimulatedCluster]:
-    with loaded_cluster() as cluster:
+    # One slot more than the config says, so that a stream beyond them begins too.
+    with loaded_cluster(num_parallel=2) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def proxy(cluster: SimulatedCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The proxy's URL; its config is the one that `docs/litellm.md` shows, with these nodes."""
+    """The proxy's URL."""
+    groups = {"qwen3": f"ollama_chat/{CHAT}", "embed": f"ollama/{EMBEDDING}"}
+    groups["other"] = f"ollama_chat/{OTHER}"
+    deployments = [
+        deployment(group, model, node, vram_gb=gb, slots=1)
+        for node, gb in zip(cluster, (8, 24, 80), strict=True)
+        for group, model in groups.items()
+    ]
     folder = tmp_path_factory.mktemp("proxy")
-    (folder / "hydra_llm").symlink_to(ROOT / "hydra_llm")  # a config in a checkout of ours
-    (folder / "my_auth.py").write_text(LIMITED)
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(config_for(cluster)))
-    with running(["-m", "litellm.proxy.proxy_cli", "--config", str(config)], folder) as url:
-        yield url
-
-
-def config_for(cluster: SimulatedCluster) -> dict[str, Any]:
-    model_list = []
-    for node, gb in zip(cluster, (8, 24, 80), strict=True):
-        for group, model in (("qwen3", f"ollama_chat/{CHAT}"), ("embed", f"ollama/{EMBEDDING}")):
-            model_list.append(
-                {
-                    "model_name": group,
-                    "litellm_params": {"model": model, "api_base": node.url},
-                    "model_info": {
-                        "id": f"{node.id}-{group}",
-                        "hydra": {"node_id": node.id, "vram_gb": gb},
-                    },
-                }
-            )
-    return {
-        "model_list": model_list,
-        "litellm_settings": {"callbacks": ["hydra_llm.integrations.litellm.instance"]},
-        "router_settings": {"num_retries": 2},
-        "general_settings": {"custom_auth": "my_auth.user_api_key_auth"},
-    }
-
-
-class running:  # noqa: N801  it is used like a function
-    """A proxy's process, from when it serves to its end."""
-
-    def __init__(self, arguments: list[str], folder: Path, **environment: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = folder / "proxy.log"
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HYDRA_", "OLLAMA_"))}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(PROXY_PYTHON), *arguments, "--port", str(port), "--host", "127.0.0.1"],
-                cwd=folder,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**clean, **ENVIRONMENT, **environment},
-            )
-
-    def __enter__(self) -> str:
-        deadline = time.monotonic() + 90
-        while True:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
-            try:
-                if httpx.get(f"{self.url}/health/liveliness", timeout=5).status_code == 200:
-                    return self.url
-            except httpx.HTTPError:
-                time.sleep(0.2)
-
-    def __exit__(self, *error: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+    config = write_config(folder, deployments, router_settings={"num_retries": 2})
+    command = ["-m", "litellm.proxy.proxy_cli", "--config", str(config)]
+    with running(command, folder, ENVIRONMENT) as process:
+        yield process.url
 
 
 @pytest.fixture(autouse=True)
@@ -271,15 +207,56 @@ def test_a_stream_that_breaks_names_the_node(proxy: str, cluster: SimulatedClust
     assert "KeyError" not in answer.text
 
 
-def test_a_key_can_be_limited(proxy: str) -> None:
-    limited = post(
-        proxy,
-        CHAT_PATH,
-        {**CHAT_BODY, "hydra": {"priority": 10}},
-        Authorization="Bearer sk-limited",
-    )
+@contextmanager
+def silent_stream(proxy: str, body: dict[str, Any]) -> Iterator[None]:
+    """A stream that has begun, and is left at the end of the block."""
+    given = {"Authorization": f"Bearer {KEY}"}
+    with httpx.stream(
+        "POST", f"{proxy}{CHAT_PATH}", json={**body, "stream": True}, headers=given, timeout=60
+    ) as answer:
+        lines = answer.iter_lines()  # dropped, it would leave
+        assert next(lines).startswith("data:")
+        yield
 
-    assert limited.status_code == 200  # what it does to the priority: test_words.py
+
+@pytest.mark.parametrize(
+    ("key", "priority", "held"),
+    [
+        ("sk-key-2", 10, 1),  # lowered to 2, which gets no headroom
+        ("sk-team-2", 10, 1),
+        ("sk-key-9", 2, 1),  # not raised to 9, which would get two
+        ("sk-key-9", None, 2),
+    ],
+)
+def test_a_limit_of_a_key_or_team_lowers_its_priority_and_never_raises_it(
+    proxy: str, cluster: SimulatedCluster, key: str, priority: int | None, held: int
+) -> None:
+    cluster["a"].inject(StallFault(after=1, models=(OTHER,)), times=held)
+    words = {"node_id": "a", "pin": "require"}
+    asked_for = {"model": "other", "max_tokens": 5}
+
+    def chats() -> list[Any]:
+        return [r.body["messages"] for r in cluster["a"].requests if r.path == "/api/chat"]
+
+    def ask(name: str, key: str, priority: int | None) -> int:
+        said = words if priority is None else {**words, "priority": priority}
+        body = {**asked_for, "messages": [{"role": "user", "content": name}], "hydra": said}
+        return post(proxy, CHAT_PATH, body, Authorization=f"Bearer {key}").status_code
+
+    before = len(chats())
+    with ThreadPoolExecutor(2) as threads:
+        with ExitStack() as holding:
+            for _ in range(held):
+                body = {**asked_for, **words, "messages": HELLO}
+                holding.enter_context(silent_stream(proxy, body))
+            limited = threads.submit(ask, "limited", key, priority)
+            until(lambda: books(proxy)["waiting"] == 1)
+            free = threads.submit(ask, "free", KEY, 10)
+            until(lambda: len(chats()) == before + held + 1)
+            assert books(proxy)["waiting"] == 1
+        assert [limited.result(), free.result()] == [200, 200]
+
+    assert [one[0]["content"] for one in chats()[before + held :]] == ["free", "limited"]
 
 
 @pytest.mark.parametrize("node", ["a", "b", "c"])
@@ -312,3 +289,36 @@ def test_the_prompt_is_not_in_the_headers(proxy: str) -> None:
     answer = post(proxy, CHAT_PATH, body)
 
     assert not re.search("my secret", str(answer.headers))
+
+
+@pytest.mark.timeout(300)
+async def test_500_calls_with_every_kind_of_end_leave_nothing(
+    proxy: str, cluster: SimulatedCluster
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    before, began = books(proxy), time.monotonic()
+    callers = Callers(proxy, random.Random(seed))
+    troubling = asyncio.create_task(trouble(cluster, random.Random(seed)))
+    await callers.ask(CALLS)
+    troubling.cancel()
+    with suppress(asyncio.CancelledError):
+        await troubling
+
+    def is_quiet() -> bool:
+        told = books(proxy)
+        return not told["in_flight"] and not told["waiting"]
+
+    # Whole answers are waited for although their clients have left, over all attempts.
+    await asyncio.to_thread(until, is_quiet, 10 * PATIENCE_SECONDS)
+    await asyncio.to_thread(until, lambda: not any(node.in_flight for node in cluster))
+    after = books(proxy)
+    assert (after["released"], after["expired"]) == (after["opened"], 0)
+    assert after["opened"] - before["opened"] > CALLS / 2
+
+    # That all of it has happened.
+    assert callers.ends.total() == CALLS
+    assert callers.ends["200"] > CALLS / 4, callers.ends
+    assert callers.ends.keys() > {"left before the end", "left a stream", "broken stream", "503"}
+    requests = [r for node in cluster for r in node.requests if r.at > began and r.model]
+    assert {r.outcome for r in requests} == {"done", "error", "cut", "client left"}

@@ -19,7 +19,8 @@ import pytest
 from hydra_llm import AsyncClient, Client, Node, Router
 from hydra_llm.cluster import sharing
 from hydra_llm.events import Event, SharingLost, SharingRestored
-from hydra_llm.testing import SimulatedCluster, SimulatedNode
+from hydra_llm.testing import SimulatedCluster
+from tests.helpers import most_at_once
 from tests.router.conftest import MODEL, make_nodes, make_router
 from tests.sharing.servers import RedisServer
 from tests.sharing.worker import ENDLESS, MESSAGES, REQUESTS, SHORT
@@ -69,21 +70,6 @@ def worker(nodes: list[Node], url: str, role: str) -> Iterator[subprocess.Popen[
 def line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def most_at_once(node: SimulatedNode) -> int:
-    """Chats that the node had at one time."""
-    steps = []
-    for record in node.requests:
-        if record.path == "/api/chat":
-            assert record.finished is not None
-            # The node writes down the end after the router has read it.
-            steps += [(record.at, 1), (max(record.at, record.finished - 0.005), -1)]
-    most = held = 0
-    for _, step in sorted(steps):
-        held += step
-        most = max(most, held)
-    return most
 
 
 def until(condition: Callable[[], object], seconds: float = 5.0) -> float:

@@ -1,0 +1,67 @@
+"""
+What the tests put into a LiteLLM proxy's process: limited keys, and a look at its leases.
+
+The proxy loads it from beside its config, as `general_settings.custom_auth`; of several workers
+each has its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+import litellm
+from litellm.proxy._types import UserAPIKeyAuth
+from litellm.proxy.proxy_server import app
+
+from hydra_llm.cluster import Cluster, Lease, claims, redis_store, sharing
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "sk-key-2": {"metadata": {"hydra": {"max_priority": 2}}},
+    "sk-key-9": {"metadata": {"hydra": {"max_priority": 9}}},
+    "sk-team-2": {"team_metadata": {"hydra": {"max_priority": 2}}},
+}
+
+
+async def user_api_key_auth(request: Any, api_key: str) -> Any:
+    """Every key is good; some are limited."""
+    return UserAPIKeyAuth(api_key=api_key, **LIMITS.get(api_key.removeprefix("Bearer "), {}))
+
+
+# ------------------------------------------------------------------------- the books
+
+counts: Counter[str] = Counter()
+_try_lease, _end = Cluster._try_lease, Cluster._end
+
+
+def try_lease(self: Cluster, *about: Any) -> Lease | None:
+    lease = _try_lease(self, *about)
+    counts["opened"] += lease is not None
+    return lease
+
+
+def end(self: Cluster, lease: Lease, state: str, now: float) -> bool:
+    is_end = _end(self, lease, state, now)
+    counts[lease.state] += is_end
+    return is_end
+
+
+Cluster._try_lease, Cluster._end = try_lease, end  # type: ignore[method-assign,assignment]
+# A worker that is killed is forgotten soon; one that is slow, as the machine may be, is not.
+sharing.LEASE_SECONDS = float(os.environ.get("LEASE_SECONDS", sharing.LEASE_SECONDS))
+claims.PATIENCE_SECONDS = redis_store.TIMEOUT_SECONDS = 20.0
+
+
+@app.get("/books")
+async def books() -> dict[str, Any]:
+    """The leases of this process: all there were, and those held now."""
+    # The proxy has loaded it from a file, so it is not the one that an import would give.
+    ours: list[Any] = [c for c in litellm.callbacks if type(c).__name__ == "HydraRoutingStrategy"]
+    router = ours[0].hydra
+    return {
+        "pid": os.getpid(),
+        "in_flight": router.in_flight if router else 0,
+        "waiting": router.waiting if router else 0,
+        **{name: counts[name] for name in ("opened", "released", "expired")},
+    }
