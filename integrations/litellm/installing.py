@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import litellm
-from litellm.types.router import CustomRoutingStrategyBase
+from litellm.types.router import CustomRoutingStrategyBase, RouterRateLimitError
 
 from hydra_llm import ConfigurationError, Router
 from hydra_llm.integrations.litellm.deployments import read_deployment
@@ -159,8 +159,9 @@ class SyncStrategy(CustomRoutingStrategyBase):
     ) -> Any:
         """Choose for a synchronous call."""
         deployments = self._group(model)
-        if specific_deployment or not deployments:
+        if specific_deployment or not deployments or not self._replaces(deployments):
             return self._own_choice(model, messages, input, specific_deployment, request_kwargs)
+        deployments = self._not_cooled_down(model, deployments)
         request = request_kwargs
         if request is None:
             request = {} if input is None else {"input": input}
@@ -206,6 +207,31 @@ class SyncStrategy(CustomRoutingStrategyBase):
             name = registry.resolve(model)
             return [dict(d) for d in registry.deployments(name, source="for_request")]
         return list(self._router.get_model_list(model_name=model) or ())
+
+    def _replaces(self, deployments: Sequence[Any]) -> bool:
+        """Whether LiteLLM's own choice among some deployments is ours to make."""
+        # From 1.109 on LiteLLM's choice cannot be asked any more, once there is a custom strategy.
+        return hasattr(self._router, "registry") or any(
+            read_deployment(raw) is not None for raw in deployments
+        )
+
+    def _not_cooled_down(self, model: str, deployments: Sequence[Any]) -> list[Any]:
+        """Leave out what LiteLLM has put aside: of synchronous calls a strategy is given all."""
+        router: Any = self._router
+        cooldowns = (
+            router.health().cooldowns if hasattr(router, "health") else router.cooldown_cache
+        )
+        ids = [raw["model_info"]["id"] for raw in deployments]
+        cooled = [one for one, _ in cooldowns.get_active_cooldowns(ids, None)]
+        left = [raw for raw in deployments if raw["model_info"]["id"] not in cooled]
+        if not left:
+            raise RouterRateLimitError(
+                model=model,
+                cooldown_time=cooldowns.get_min_cooldown(ids, None),
+                enable_pre_call_checks=bool(router.enable_pre_call_checks),
+                cooldown_list=cooled,
+            )
+        return left
 
     def _own_choice(
         self, model: str, messages: Any, given: Any, specific: Any, request: Any

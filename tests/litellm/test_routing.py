@@ -9,6 +9,7 @@ from typing import Any
 
 import litellm
 import pytest
+from litellm.types.router import RouterRateLimitError
 
 from hydra_llm import ConfigurationError, Router
 from hydra_llm.integrations.litellm import HydraRoutingStrategy, decision_of, install
@@ -171,6 +172,61 @@ def test_where_litellms_own_strategy_would_be_lost_synchronous_calls_are_left_to
 
     assert router.completion("other", HELLO).choices[0].message.content == "x"
     assert router.completion("chat", HELLO).choices[0].message.content
+
+
+def test_before_109_litellms_own_strategy_chooses_synchronously_for_other_groups(
+    strategy: HydraRoutingStrategy, cluster: SimulatedCluster
+) -> None:
+    router = lite_router(
+        model_list=[*deployments(cluster), *clouds("x", "y")],
+        routing_strategy="latency-based-routing",
+    )
+    if hasattr(router, "register_plugin"):
+        pytest.skip("from LiteLLM 1.109 on synchronous calls of such a router are left alone")
+    install(router, strategy)
+    seen = {"x": {"latency": [9.0]}, "y": {"latency": [0.1]}}
+    router.cache.set_cache(key="other_map", value=seen)
+
+    chosen = [router.get_available_deployment("other", request_kwargs={}) for _ in range(8)]
+
+    assert {one["model_info"]["id"] for one in chosen} == {"y"}
+
+
+def test_a_deployment_that_litellm_has_cooled_down_gets_no_synchronous_call(
+    routed: LiteRouter, cluster: SimulatedCluster
+) -> None:
+    cool_down(routed, "chat-a")
+
+    for _ in range(6):
+        routed.completion("chat", HELLO, max_tokens=3)
+
+    counts = asked(cluster)
+    assert counts["a"] == 0
+    assert total(counts) == 6
+
+
+def test_where_all_are_cooled_down_a_synchronous_call_fails_as_litellms_own(
+    routed: LiteRouter, cluster: SimulatedCluster
+) -> None:
+    for node in "abc":
+        cool_down(routed, f"chat-{node}")
+
+    with pytest.raises(RouterRateLimitError):
+        routed.completion("chat", HELLO, num_retries=0)
+
+    assert not total(asked(cluster))
+
+
+def test_cooldowns_of_groups_without_ollama_nodes_hold_for_synchronous_calls(
+    strategy: HydraRoutingStrategy, cluster: SimulatedCluster
+) -> None:
+    router = lite_router(model_list=[*deployments(cluster), *clouds("x", "y")], num_retries=0)
+    install(router, strategy)
+    cool_down(router, "x")
+
+    answers = [router.completion("other", HELLO) for _ in range(8)]
+
+    assert {answer.choices[0].message.content for answer in answers} == {"y"}
 
 
 @pytest.mark.parametrize("way", ["async", "sync"])
@@ -362,3 +418,26 @@ def test_a_deployment_that_cannot_be_is_told_when_installing(
 
     with pytest.raises(ConfigurationError, match="99999"):
         install(router, strategy)
+
+
+def clouds(*ids: str) -> list[dict[str, Any]]:
+    """The group `other`, of another provider; its deployments answer with their ids."""
+    return [
+        {
+            "model_name": "other",
+            "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "x", "mock_response": one},
+            "model_info": {"id": one},
+        }
+        for one in ids
+    ]
+
+
+def cool_down(router: LiteRouter, deployment: str) -> None:
+    """Have LiteLLM put a deployment aside."""
+    cooldowns = router.health().cooldowns if hasattr(router, "health") else router.cooldown_cache
+    cooldowns.add_deployment_to_cooldown(
+        model_id=deployment,
+        original_exception=litellm.RateLimitError("busy", llm_provider="x", model="x"),
+        exception_status=429,
+        cooldown_time=60,
+    )
