@@ -134,6 +134,6 @@ def test_the_call_goes_on_without_the_words() -> None:
 def test_what_a_deployment_says_is_of_the_node_or_a_word() -> None:
     said = {"node_id": "rig", "vram_gb": 24, "labels": ["x"], "min_vram_gb": 8, "priority": 3}
 
-    assert default_words({"hydra": said}) == {"min_vram_gb": 8, "priority": 3}
+    assert default_words(said) == {"min_vram_gb": 8, "priority": 3}
     assert default_words({"hydra": "rig"}) == {}
     assert default_words({}) == {}
