@@ -42,6 +42,7 @@ class Machine:
         self.gpu = Gpu(compute={4711: 5 * GIB, 9: GIB})
         self.nvml = Nvml([self.gpu])
         self.readings = 0
+        self.takes_seconds = 0.0
         self.clock, self.wall_clock = Clock(100.0), Clock(1_795_424_594.5)
         programs = Known({4711: Program("llama-server", "ollama"), 9: Program("game")})
         nvml = NvmlReader(load=lambda: self.nvml, host=self.host, programs=programs)
@@ -55,7 +56,12 @@ class Machine:
 
     def host(self, now: float) -> HostMemory:
         self.readings += 1
+        self.pass_seconds(self.takes_seconds)
         return HostMemory(total_bytes=64 * GIB, available_bytes=40 * GIB)
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.wall_clock.now += seconds
 
     async def value(self, name: str) -> float:
         answer = await self.pages.metrics()
@@ -96,14 +102,12 @@ async def test_a_reading_serves_for_a_quarter_of_a_second() -> None:
     machine = Machine()
 
     first = await machine.value("hydra_node_sample_timestamp_seconds")
-    machine.clock.now += 0.24
-    machine.wall_clock.now += 0.24
+    machine.pass_seconds(0.24)
     again = await machine.value("hydra_node_sample_timestamp_seconds")
     assert (first, again, machine.readings) == (1_795_424_594.5, 1_795_424_594.5, 1)
 
     machine.gpu.free = GIB
-    machine.clock.now += 0.02
-    machine.wall_clock.now += 0.02
+    machine.pass_seconds(0.02)
     assert await machine.value("hydra_node_gpu_memory_free_bytes") == GIB
     assert await machine.value("hydra_node_sample_timestamp_seconds") == 1_795_424_594.76
     assert machine.readings == 2
@@ -118,16 +122,21 @@ async def test_many_at_once_cost_the_driver_one_reading() -> None:
     assert machine.readings == 1
 
 
-async def test_the_timestamp_is_of_the_reading_though_the_clock_was_set_back() -> None:
+async def test_the_timestamp_says_when_the_devices_were_asked_not_when_they_had_answered() -> None:
+    machine = Machine()
+    machine.takes_seconds = 2.0
+
+    assert await machine.value("hydra_node_sample_timestamp_seconds") == 1_795_424_594.5
+
+
+async def test_a_reading_keeps_its_timestamp_though_the_clock_is_set() -> None:
     machine = Machine()
 
-    machine.wall_clock.now -= 3600
     first = await machine.value("hydra_node_sample_timestamp_seconds")
-    machine.clock.now += 10
-    machine.wall_clock.now += 10
-    later = await machine.value("hydra_node_sample_timestamp_seconds")
-
-    assert later - first == 10
+    machine.wall_clock.now -= 3600
+    assert await machine.value("hydra_node_sample_timestamp_seconds") == first
+    machine.pass_seconds(1.0)
+    assert await machine.value("hydra_node_sample_timestamp_seconds") == first - 3599
 
 
 async def test_a_driver_that_hangs_is_an_error_and_no_empty_page(

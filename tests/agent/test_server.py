@@ -121,6 +121,14 @@ async def test_it_can_only_be_read(method: str, path: str) -> None:
     assert not asked
 
 
+async def test_who_sends_more_than_is_read_gets_the_answer_all_the_same() -> None:
+    head = b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n"
+    async with serving() as agent:
+        raw = await agent.send(head + b"x" * 300_000)
+
+    assert raw.startswith(b"HTTP/1.1 405 ")
+
+
 # ------------------------------------------------------------------------- who may ask
 
 
