@@ -47,11 +47,20 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["HydraSettings", "Setting", "as_variables", "describe_settings", "settings_table"]
+__all__ = [
+    "HydraSettings",
+    "Setting",
+    "agent_token",
+    "as_variables",
+    "describe_settings",
+    "settings_table",
+]
 
 PREFIX = "HYDRA_LLM_"
 CONFIG_VARIABLE = "HYDRA_LLM_CONFIG"
 CONFIG_FILE = "hydra.toml"
+AGENT_TOKEN_VARIABLE = "HYDRA_LLM_AGENT_TOKEN"  # noqa: S105  the name of one
+"""Of ``hydra-llm agent``; no setting of a router."""
 DEFAULT_NODE = "http://localhost:11434"
 
 OLDER_PREFIX = "SOLLOL_"
@@ -437,7 +446,10 @@ def _variable(name: str) -> str:
 
 
 def _read_environment(given: _Layers, environment: Mapping[str, str]) -> None:
-    known = {_variable(name) for name in HydraSettings.model_fields} | {CONFIG_VARIABLE}
+    known = {_variable(name) for name in HydraSettings.model_fields} | {
+        CONFIG_VARIABLE,
+        AGENT_TOKEN_VARIABLE,
+    }
     for name in HydraSettings.model_fields:
         names = [_variable(name)]
         if name in OLDER_NAMES:
@@ -500,6 +512,34 @@ def _unknown(what: str, name: str, known: Iterable[str], *, where: str = "", lea
     else:
         hint = f"known are {', '.join(near.values())}"
     return f"{where}unknown {what} {name}; {hint}"
+
+
+def agent_token(file: Path | None) -> SecretStr | None:
+    """
+    What ``hydra-llm agent`` asks for: a file's text, else ``HYDRA_LLM_AGENT_TOKEN``, else None.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or that is no token.
+    """
+    if file is None:
+        text, label = _environment().get(AGENT_TOKEN_VARIABLE, ""), AGENT_TOKEN_VARIABLE
+        if not text:
+            return None
+    else:
+        label = f"--token-file {file}"
+        try:
+            text = file.expanduser().read_text(encoding="utf-8-sig").strip()
+        except OSError as exc:
+            raise ConfigurationError(f"{label}: it cannot be read ({exc.strerror})") from None
+        except UnicodeDecodeError:
+            text = "?"
+    if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", text):
+        # RFC 6750 says what a header can carry.
+        raise ConfigurationError(
+            f"{label}: a token is one word of letters, digits and -._~+/, as openssl rand -hex 32 "
+            "makes it"
+        )
+    return SecretStr(text)
 
 
 # --------------------------------------------------------------------------- nodes

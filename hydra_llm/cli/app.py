@@ -37,6 +37,7 @@ hydra-llm explain llama3.2:3b    where would it go, and why?
 hydra-llm chat llama3.2:3b "Why is the sky blue?"
 hydra-llm litellm-config         a config.yaml of my nodes for LiteLLM
 hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
+hydra-llm agent                  tells others how much memory this machine's GPUs have
 
 Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.
 """
@@ -340,3 +341,46 @@ def litellm_config(
 
     with told_in_one_line(debug=debug), opened_router(node) as router:
         write(config_text(router.refresh(), name=output), output, force=force)
+
+
+@app.command()
+def agent(
+    *,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Where to listen; other than loopback with a token."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, metavar="PORT", help="0 takes a free one.")
+    ] = 9936,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="Holds the bearer token to ask for; instead of HYDRA_LLM_AGENT_TOKEN.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate, in PEM.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option("--tls-key", metavar="FILE", help="Its key, if not in the same file."),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Tell how much memory this machine's GPUs have, at /metrics, to hydra-llm and Prometheus.
+
+    Read only. It ends with Ctrl-C or SIGTERM.
+
+    Exit code: 0 when it was stopped; 2 if an option or the token is wrong, or it may not or
+    cannot listen there.
+    """
+    from hydra_llm.cli.serving import serve_agent
+
+    with told_in_one_line(debug=debug):
+        serve_agent(host=host, port=port, token_file=token_file, tls_cert=tls_cert, tls_key=tls_key)

@@ -1,7 +1,6 @@
 """Memory of this machine's NVIDIA GPUs, through ``pynvml`` of the package nvidia-ml-py.
 
-Every row of ``vram/FACTS.md`` section 1.2 is a case here. Whatever fails is a reason, never
-an exception.
+Whatever fails is a reason, never an exception. A GPU that is lost is unknown, not empty.
 """
 
 from __future__ import annotations
@@ -10,11 +9,14 @@ import ctypes
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra_llm.probes.host import read_uncut
-from hydra_llm.types import Device, HostMemory
+from hydra_llm.probes.programs import Programs
+from hydra_llm.types import Device, DeviceProcess, HostMemory
 
 __all__ = ["NvmlReader", "read_devices"]
 
@@ -26,6 +28,7 @@ WSL_LIBRARY = Path("/usr/lib/wsl/lib/libnvidia-ml.so.1")
 # NVML's codes; older bindings lack names for some.
 NOT_SUPPORTED = 3
 NOT_FOUND = 6
+FUNCTION_NOT_FOUND = 13
 GPU_IS_LOST = 15
 RESET_REQUIRED = 16
 
@@ -36,7 +39,7 @@ _MEANINGS = {
     NOT_FOUND: "not found",
     9: "the driver is not loaded",
     12: "the driver's library is not installed",
-    13: "the driver is too old",
+    FUNCTION_NOT_FOUND: "the driver is too old",
     GPU_IS_LOST: "the GPU is lost",
     RESET_REQUIRED: "the GPU needs a reset",
     18: "driver and library differ, as after an update; reboot",
@@ -46,6 +49,8 @@ _MEANINGS = {
 _SHARES_HOST_MEMORY = re.compile(r"\b(GB10|N1X?|Tegra|Jetson|Orin|Thor|Xavier)\b", re.IGNORECASE)
 """Chips whose GPU has no memory of its own; some report a small pool that is not the limit."""
 
+NO_PIDS = "NVML: processes are not told: PIDs differ in this container; give it --pid=host"
+
 
 class NvmlReader:
     """
@@ -53,15 +58,23 @@ class NvmlReader:
 
     The library is started once and kept: on a machine without persistence mode each start
     wakes the GPU.
+
+    Args:
+        load: imports the module pynvml.
+        host: reads the memory that a GPU without its own shares.
+        programs: tells whose a PID is.
     """
 
     def __init__(
         self,
         load: Callable[[], Any] | None = None,
         host: Callable[[float], HostMemory] | None = None,
+        programs: Programs | None = None,
     ) -> None:
         self._load = _import_pynvml if load is None else load
         self._host = read_uncut if host is None else host
+        self._programs = Programs() if programs is None else programs
+        self._tells_processes = True
         self._nvml: Any = None  # the module pynvml, which carries no types
         self._retry_at = float("-inf")
         self._reasons: tuple[str, ...] = ()
@@ -79,8 +92,11 @@ class NvmlReader:
             return (), (f"NVML: {_meaning(error)}",)
         devices: list[Device] = []
         reasons: list[str] = []
+        self._tells_processes = self._programs.are_the_hosts()
         for index in range(count):
             devices += self._devices_at(index, now, reasons)
+        if devices and not self._tells_processes:
+            reasons.append(NO_PIDS)
         return tuple(devices), tuple(reasons)
 
     def close(self) -> None:
@@ -123,15 +139,25 @@ class NvmlReader:
             yield _unknown_device(key, now)
 
     def _device(self, handle: Any, key: str, name: str, now: float) -> Device:
+        memory = self._own_memory(handle, name)
+        device = (
+            self._unified(key, name, now)
+            if memory is None
+            else _device_of(memory, "discrete", key, name, now)
+        )
+        return replace(
+            device, utilization=self._utilization(handle), processes=self._processes(handle)
+        )
+
+    def _own_memory(self, handle: Any, name: str) -> Any:
+        """Its figures; None for a GPU that shares the host's memory."""
         try:
             memory = self._memory(handle)
         except Exception as error:
             if _code(error) != NOT_SUPPORTED:
                 raise
-            return self._unified(key, name, now)
-        if not memory.total or _SHARES_HOST_MEMORY.search(name):
-            return self._unified(key, name, now)
-        return _device_of(memory, "discrete", key, name, now)
+            return None
+        return None if not memory.total or _SHARES_HOST_MEMORY.search(name) else memory
 
     def _unified(self, key: str, name: str, now: float) -> Device:
         host = self._host(now)
@@ -150,12 +176,8 @@ class NvmlReader:
 
     def _is_cut(self, handle: Any) -> bool:
         """Whether the GPU is in MIG mode: its own figures are then a sum nobody can use."""
-        try:
-            return bool(self._nvml.nvmlDeviceGetMigMode(handle)[0])
-        except Exception as error:
-            if _code(error) in (GPU_IS_LOST, RESET_REQUIRED):
-                raise
-            return False
+        mode = self._optional(lambda: self._nvml.nvmlDeviceGetMigMode(handle))
+        return mode is not None and bool(mode[0])
 
     def _instances(
         self, parent: Any, key: str, name: str, now: float, reasons: list[str]
@@ -166,7 +188,8 @@ class NvmlReader:
             try:
                 handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, index)
                 own_key = self._text(nvml.nvmlDeviceGetUUID, handle) or own_key
-                yield _device_of(self._memory(handle), "mig", own_key, name, now)
+                device = _device_of(self._memory(handle), "mig", own_key, name, now)
+                yield replace(device, processes=self._processes(handle))
             except Exception as error:
                 if _code(error) == NOT_FOUND:  # the indices have gaps
                     continue
@@ -178,22 +201,71 @@ class NvmlReader:
         nvml = self._nvml
         version = getattr(nvml, "nvmlMemory_v2", None)
         if version is not None:
-            try:
-                return nvml.nvmlDeviceGetMemoryInfo(handle, version=version)
-            except Exception as error:  # before driver R510: function not found
-                if _code(error) in (GPU_IS_LOST, RESET_REQUIRED):
-                    raise
+            # Before driver R510: function not found.
+            memory = self._optional(lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=version))
+            if memory is not None:
+                return memory
         return nvml.nvmlDeviceGetMemoryInfo(handle)
 
-    def _text(self, ask: Callable[[Any], Any], handle: Any) -> str:
-        """A name or identifier, which old bindings give as bytes; empty if it has none."""
+    def _utilization(self, handle: Any) -> float | None:
+        rates = self._optional(lambda: self._nvml.nvmlDeviceGetUtilizationRates(handle))
+        percent = getattr(rates, "gpu", None)
+        return None if percent is None or not 0 <= percent <= 100 else percent / 100
+
+    def _processes(self, handle: Any) -> tuple[DeviceProcess, ...] | None:
+        """
+        Who holds its memory, by PID; None where that is not told.
+
+        That is so under WDDM and WSL, and for MIG without rights: there NVML lists the
+        programs and not what they hold.
+        """
+        if not self._tells_processes:
+            return None
+        held: dict[int, int | None] = {}
+        for work in ("Compute", "Graphics"):
+            running = self._optional(partial(self._running, handle, work))
+            if running is None:
+                return None
+            for one in running:
+                # A program that does both is in both lists, each time with all that it holds.
+                told = [used for used in (held.get(one.pid), one.usedGpuMemory) if used is not None]
+                held[one.pid] = max(told, default=None)
+        if held and all(used is None for used in held.values()):
+            return None
+        return tuple(self._process(pid, used) for pid, used in sorted(held.items()))
+
+    def _running(self, handle: Any, work: str) -> Any:
+        name = f"nvmlDeviceGet{work}RunningProcesses"
         try:
-            value = ask(handle)
+            return getattr(self._nvml, name)(handle)
+        except Exception as error:
+            if _code(error) != FUNCTION_NOT_FOUND:
+                raise
+            return getattr(self._nvml, f"{name}_v2")(handle)  # before driver R510
+
+    def _process(self, pid: int, used: int | None) -> DeviceProcess:
+        program = self._programs.program(pid)
+        if not program.name:  # there is no /proc, or it is hidden from us
+            told_name = self._text(self._nvml.nvmlSystemGetProcessName, pid)
+            program = self._programs.program(pid, told_name)
+        return DeviceProcess(pid=pid, name=program.name, owner=program.owner, used_bytes=used)
+
+    def _text(self, ask: Callable[[Any], Any], about: Any) -> str:
+        """A name or identifier, which old bindings give as bytes; empty if it has none."""
+        value = self._optional(lambda: ask(about))
+        if isinstance(value, bytes):
+            return value.decode(errors="replace")
+        return "" if value is None else str(value)
+
+    @staticmethod
+    def _optional(ask: Callable[[], Any]) -> Any:
+        """What a GPU need not be able to tell, or None; one that is lost raises all the same."""
+        try:
+            return ask()
         except Exception as error:
             if _code(error) in (GPU_IS_LOST, RESET_REQUIRED):
                 raise
-            return ""
-        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+            return None
 
 
 def read_devices(now: float) -> tuple[tuple[Device, ...], tuple[str, ...]]:

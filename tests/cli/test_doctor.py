@@ -1,14 +1,17 @@
 import sys
+import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hydra_llm.cli.doctor import Finding, checks, examine, report
+from hydra_llm.cli.doctor import look as module
 from hydra_llm.cli.doctor.finding import Look
 from hydra_llm.cli.doctor.look import look_at, settings_problems
 from hydra_llm.config import HydraSettings
 from hydra_llm.exceptions import ConfigurationError
+from hydra_llm.probes.local import LocalDevices
 from hydra_llm.testing import HtmlFault, SimulatedCluster, SimulatedNode, StatusFault
 from hydra_llm.types import InstalledModel, Node, NodeSnapshot, canonical_model_name
 from tests.helpers import BIG, LLAMA, loaded, snapshot
@@ -335,6 +338,43 @@ def test_on_this_machine_monitoring_may_just_be_off() -> None:
 
     (finding,) = checks.memory_is_known(look(unmeasured(local=True), settings=off))
     assert "vram_monitoring" in finding.do
+
+
+def test_why_this_machines_gpus_tell_nothing_is_said_of_it_alone() -> None:
+    why = "NVML: the driver is not loaded (code 9)"
+
+    here, there = (
+        next(checks.memory_is_known(look(unmeasured(local=local), local_reasons=(why,))))
+        for local in (True, False)
+    )
+
+    assert f"VRAM it has ({why}): whether" in here.says
+    assert why not in there.says
+
+
+@pytest.mark.parametrize(
+    ("vram_gb", "monitored", "is_asked"),
+    [(None, True, True), (8, True, False), (None, False, False)],
+)
+def test_this_machines_gpus_are_asked_why_only_where_they_are_missed(
+    monkeypatch: pytest.MonkeyPatch, vram_gb: float | None, *, monitored: bool, is_asked: bool
+) -> None:
+    monkeypatch.setattr(LocalDevices, "read", lambda self, now: ((), ("NVML: no",)))
+    with SimulatedNode("a") as node:
+        settings = HydraSettings(
+            Node(node.url, local=True, vram_gb=vram_gb), vram_monitoring=monitored
+        )
+
+        assert look_at(settings).local_reasons == (("NVML: no",) if is_asked else ())
+
+
+def test_a_driver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(LocalDevices, "read", lambda self, now: release.wait(10.0))
+    monkeypatch.setattr(module, "GPU_SECONDS", 0.01)
+
+    assert module._why_no_gpu() == ("the GPU's driver does not answer",)
+    release.set()
 
 
 def test_a_cpu_only_node_is_no_unknown() -> None:

@@ -1,104 +1,29 @@
-"""Every row of vram/FACTS.md section 1.2, against a made-up NVML."""
+"""Every call to NVML that there is, and each way in which it fails, against a made-up NVML."""
 
 from __future__ import annotations
 
 import builtins
+import ctypes
 import sys
-from dataclasses import dataclass, field
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from hydra_llm.probes.nvml import RETRY_SECONDS, NvmlReader, read_devices
-from hydra_llm.types import Device, HostMemory
-
-GIB = 1 << 30
-
-
-class Code(Exception):  # noqa: N818  # pynvml's NVMLError has such a `value`
-    def __init__(self, value: int) -> None:
-        super().__init__(f"NVML error {value}")
-        self.value = value
-
-
-@dataclass
-class Gpu:
-    total: int = 24 * GIB
-    free: int = 20 * GIB
-    reserved: int = GIB
-    name: Any = "NVIDIA GeForce RTX 4090"
-    uuid: Any = "GPU-1"
-    v1: int | None = None
-    """The error that version 1 answers with."""
-    v2: int | None = None
-    lost: int | None = None
-    mig: list[Gpu | None] | None = None
-
-
-@dataclass
-class Nvml:
-    gpus: list[Gpu] = field(default_factory=list)
-    nvmlMemory_v2: int = 0x02000028  # noqa: N815
-    init_error: int | None = None
-    count_error: int | None = None
-    inits: int = 0
-    shutdowns: int = 0
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self.inits += 1
-        if self.init_error is not None:
-            raise Code(self.init_error)
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.shutdowns += 1
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        if self.count_error is not None:
-            raise Code(self.count_error)
-        return len(self.gpus)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Gpu:  # noqa: N802
-        return self.gpus[index]
-
-    def nvmlDeviceGetUUID(self, gpu: Gpu) -> Any:  # noqa: N802
-        return gpu.uuid
-
-    def nvmlDeviceGetName(self, gpu: Gpu) -> Any:  # noqa: N802
-        return gpu.name
-
-    def nvmlDeviceGetMigMode(self, gpu: Gpu) -> list[int]:  # noqa: N802
-        if gpu.mig is None:
-            raise Code(3)
-        return [1, 1]
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: Gpu) -> int:  # noqa: N802
-        return len(gpu.mig or [])
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: Gpu, index: int) -> Gpu:  # noqa: N802
-        instance = (gpu.mig or [])[index]
-        if instance is None:
-            raise Code(6)
-        return instance
-
-    def nvmlDeviceGetMemoryInfo(self, gpu: Gpu, version: int | None = None) -> Any:  # noqa: N802
-        error = gpu.lost or (gpu.v1 if version is None else gpu.v2)
-        if error is not None:
-            raise Code(error)
-        used = gpu.total - gpu.free
-        if version is None:
-            return SimpleNamespace(total=gpu.total, free=gpu.free, used=used)
-        return SimpleNamespace(
-            total=gpu.total, free=gpu.free, used=used - gpu.reserved, reserved=gpu.reserved
-        )
+from hydra_llm.probes import nvml as module
+from hydra_llm.probes.nvml import NO_PIDS, RETRY_SECONDS, NvmlReader, read_devices
+from hydra_llm.probes.programs import Program, Programs
+from hydra_llm.types import Device, DeviceProcess, HostMemory
+from tests.probes.fake_nvml import GIB, Code, Gpu, Known, Nvml
 
 
 def host(now: float) -> HostMemory:
     return HostMemory(total_bytes=119 * GIB, available_bytes=100 * GIB, observed_at=now)
 
 
-def reader(nvml: Any) -> NvmlReader:
-    return NvmlReader(load=lambda: nvml, host=host)
+def reader(nvml: Any, programs: Programs | None = None) -> NvmlReader:
+    return NvmlReader(load=lambda: nvml, host=host, programs=programs or Known())
 
 
 def read(*gpus: Gpu) -> tuple[tuple[Device, ...], tuple[str, ...]]:
@@ -117,6 +42,8 @@ def test_version_2_tells_reserved_memory_apart() -> None:
         used_bytes=3 * GIB,
         free_bytes=20 * GIB,
         reserved_bytes=GIB,
+        utilization=0.5,
+        processes=(),
         name="NVIDIA GeForce RTX 4090",
         source="nvml",
         observed_at=1.0,
@@ -189,6 +116,35 @@ def test_a_gpu_without_a_handle_is_unknown() -> None:
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        "nvmlDeviceGetHandleByIndex",
+        "nvmlDeviceGetUUID",
+        "nvmlDeviceGetName",
+        "nvmlDeviceGetMigMode",
+        "nvmlDeviceGetMemoryInfo",
+        "nvmlDeviceGetUtilizationRates",
+        "nvmlDeviceGetComputeRunningProcesses",
+        "nvmlDeviceGetGraphicsRunningProcesses",
+    ],
+)
+@pytest.mark.parametrize("code", [15, 16])
+def test_whichever_call_finds_a_gpu_lost_all_of_it_is_unknown(call: str, code: int) -> None:
+    (device,), (reason,) = reader(Nvml([Gpu()], fails={call: code})).read(1.0)
+
+    assert device == Device(key=device.key, vendor="nvidia", source="nvml", observed_at=1.0)
+    assert f"the GPU {'is lost' if code == 15 else 'needs a reset'} (code {code})" in reason
+
+
+def test_a_gpu_that_is_lost_while_its_instances_are_counted_is_unknown() -> None:
+    nvml = Nvml([Gpu(mig=[Gpu(uuid="MIG-1")])], fails={"nvmlDeviceGetMaxMigDeviceCount": 15})
+
+    (device,), _ = reader(nvml).read(1.0)
+
+    assert (device.key, device.total_bytes) == ("GPU-1", None)
+
+
+@pytest.mark.parametrize(
     "gpu",
     [
         Gpu(name="NVIDIA GB10", v1=3, v2=3),
@@ -258,7 +214,137 @@ def test_a_driver_that_goes_away_is_a_reason_and_its_library_started_anew() -> N
     assert nvml.inits == 2
 
 
+# ------------------------------------------------------------------ busy, and by whom
+
+
+@pytest.mark.parametrize(("percent", "share"), [(0, 0.0), (37, 0.37), (100, 1.0)])
+def test_how_busy_it_is_is_a_share(percent: int, share: float) -> None:
+    (device,), _ = read(Gpu(busy=percent))
+
+    assert device.utilization == share
+
+
+@pytest.mark.parametrize("percent", [None, 101, 0xFFFFFFFF])
+def test_a_gpu_that_does_not_tell_how_busy_it_is_is_known_all_the_same(percent: int | None) -> None:
+    (device,), reasons = read(Gpu(busy=percent))
+
+    assert not reasons
+    assert (device.utilization, device.free_bytes) == (None, 20 * GIB)
+
+
+def test_a_mig_instance_is_not_asked_how_busy_it_is() -> None:
+    (device,), _ = read(Gpu(mig=[Gpu(uuid="MIG-1", busy=50, compute={7: GIB})]))
+
+    assert device.utilization is None
+    assert device.processes == (DeviceProcess(pid=7, used_bytes=GIB),)
+
+
+def test_who_holds_its_memory_computing_or_drawing() -> None:
+    gpu = Gpu(compute={4711: 5 * GIB, 99: GIB}, graphics={7: 1 << 20, 99: GIB})
+    programs = Known({4711: Program("llama-server", "ollama"), 7: Program("Xorg")})
+
+    (device,), reasons = reader(Nvml([gpu]), programs).read(1.0)
+
+    assert not reasons
+    assert device.processes == (
+        DeviceProcess(pid=7, name="Xorg", used_bytes=1 << 20),
+        DeviceProcess(pid=99, used_bytes=GIB),
+        DeviceProcess(pid=4711, name="llama-server", owner="ollama", used_bytes=5 * GIB),
+    )
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        Gpu(compute={4: None}, graphics={5: None}),
+        Gpu(compute={4: None}),
+        Gpu(compute=4),
+        Gpu(graphics=4),
+        Gpu(compute=3, graphics=3),
+    ],
+    ids=["WDDM", "WSL", "no permission", "drawing alone", "not supported"],
+)
+def test_where_the_driver_does_not_tell_who_holds_its_memory_it_is_unknown(gpu: Gpu) -> None:
+    (device,), reasons = read(gpu)
+
+    assert not reasons
+    assert (device.processes, device.free_bytes) == (None, 20 * GIB)
+
+
+def test_one_program_of_which_nothing_is_told_takes_none_of_the_others_away() -> None:
+    (device,), _ = read(Gpu(compute={4: None, 5: GIB}, graphics={5: None}))
+
+    assert device.processes == (
+        DeviceProcess(pid=4, used_bytes=None),
+        DeviceProcess(pid=5, used_bytes=GIB),
+    )
+
+
+def test_a_mig_instance_whose_programs_we_may_not_see() -> None:
+    (device,), reasons = read(Gpu(mig=[Gpu(uuid="MIG-1", compute={7: None})]))
+
+    assert not reasons
+    assert (device.processes, device.total_bytes) == (None, 24 * GIB)
+
+
+def test_unified_memory_tells_its_programs() -> None:
+    gpu = Gpu(name="NVIDIA GB10", v1=3, v2=3, compute={1203: 32 * GIB}, busy=None)
+    (device,), _ = reader(Nvml([gpu]), Known({1203: Program("llama-server", "ollama")})).read(1.0)
+
+    assert device.kind == "unified"
+    assert device.processes == (
+        DeviceProcess(pid=1203, name="llama-server", owner="ollama", used_bytes=32 * GIB),
+    )
+
+
+def test_before_driver_r510_an_older_call_tells_the_programs() -> None:
+    missing = {f"nvmlDeviceGet{work}RunningProcesses": 13 for work in ("Compute", "Graphics")}
+
+    (device,), _ = reader(Nvml([Gpu(compute={7: GIB})], fails=missing)).read(1.0)
+
+    assert device.processes == (DeviceProcess(pid=7, used_bytes=GIB),)
+
+
+def test_without_proc_nvml_names_the_programs() -> None:
+    path = b"C:\\Users\\me\\AppData\\Local\\Programs\\Ollama\\lib\\ollama\\llama-server.exe"
+    nvml = Nvml([Gpu(compute={7: GIB, 8: GIB})], names={7: path})
+
+    (device,), _ = reader(nvml, Programs(Path("nowhere"))).read(1.0)
+
+    assert device.processes == (
+        DeviceProcess(pid=7, name="llama-server", owner="ollama", used_bytes=GIB),
+        DeviceProcess(pid=8, used_bytes=GIB),
+    )
+
+
+def test_a_container_with_pids_of_its_own_names_nobody_and_says_why() -> None:
+    nvml = Nvml([Gpu(compute={7: GIB})])
+
+    (device,), reasons = reader(nvml, Known(is_host=False)).read(1.0)
+
+    assert device.processes is None
+    assert reasons == (NO_PIDS,)
+    assert reader(Nvml([]), Known(is_host=False)).read(1.0) == ((), ())
+
+
 # ------------------------------------------------------------------- the module pynvml
+
+
+def test_wsls_own_library_goes_before_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", opened.append)
+    foreign = ModuleType("pynvml")
+    monkeypatch.setitem(sys.modules, "pynvml", foreign)
+    library = tmp_path / "libnvidia-ml.so.1"
+    monkeypatch.setattr(module, "WSL_LIBRARY", library)
+
+    read_devices(1.0)
+    assert opened == []
+    library.touch()
+    read_devices(1.0)
+    assert opened == [str(library)]
 
 
 def test_a_foreign_pynvml_is_told_from_nvidias(monkeypatch: pytest.MonkeyPatch) -> None:

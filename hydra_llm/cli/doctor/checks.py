@@ -384,11 +384,14 @@ def memory_is_known(look: Look) -> Iterator[Finding]:
             unknown.setdefault(_easier_way(look, node), []).append(node)
     for easier, nodes in unknown.items():
         it_has = "it has" if len(nodes) == 1 else "they have"
+        is_here = any(node.node.local for node in nodes)
+        why = f" ({'; '.join(look.local_reasons)})" if is_here and look.local_reasons else ""
         yield Finding(
             level="warning",
             check="memory",
             nodes=tuple(node.id for node in nodes),
-            says=f"nothing tells how much VRAM {it_has}: whether a model fits cannot be foreseen",
+            says=f"nothing tells how much VRAM {it_has}{why}: "
+            "whether a model fits cannot be foreseen",
             do=easier or _how_to_write_it_down(look, nodes),
         )
 

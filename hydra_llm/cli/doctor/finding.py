@@ -45,6 +45,8 @@ class Look:
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Where each node's name leads, by node id: the same text for the same listener."""
     gpu_extra_installed: bool = True
+    local_reasons: tuple[str, ...] = ()
+    """Why this machine's GPUs tell nothing, where a node on it would need them."""
 
     @property
     def up(self) -> tuple[NodeSnapshot, ...]:

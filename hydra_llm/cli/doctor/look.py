@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from importlib.util import find_spec
 from urllib.parse import urlsplit
@@ -11,6 +13,9 @@ from hydra_llm.cli.doctor.finding import Finding, Look
 from hydra_llm.config import HydraSettings
 from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.types import Node
+
+GPU_SECONDS = 3.0
+"""How long this machine's GPUs are waited for."""
 
 
 def settings_problems(error: ConfigurationError) -> list[Finding]:
@@ -35,12 +40,32 @@ def look_at(settings: HydraSettings) -> Look:
 
     with Router(settings=settings) as router:
         nodes = router.refresh()
+    is_missed = any(
+        node.node.local and node.health == "up" and node.free_vram_bytes is None for node in nodes
+    )
     return Look(
         settings=settings,
         nodes=nodes,
         addresses={node.id: _listener_of(node.node) for node in nodes if node.health == "up"},
         gpu_extra_installed=find_spec("pynvml") is not None,
+        local_reasons=_why_no_gpu() if is_missed and settings.vram_monitoring else (),
     )
+
+
+def _why_no_gpu() -> tuple[str, ...]:
+    """Why this machine's GPUs tell nothing."""
+    from hydra_llm.probes.local import LocalDevices
+    from hydra_llm.probes.thread import Errands
+
+    devices = LocalDevices()
+    reading = Errands().submit(devices.read, time.monotonic())
+    reasons: tuple[str, ...]
+    try:
+        _, reasons = reading.result(GPU_SECONDS)
+    except FutureTimeoutError:
+        return ("the GPU's driver does not answer",)
+    devices.close()
+    return reasons
 
 
 def _listener_of(node: Node) -> str:
