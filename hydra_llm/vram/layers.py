@@ -69,6 +69,9 @@ BOTH = frozenset({"falcon-h1"})
 
 DELTA_NETS = frozenset("qwen3next qwen35 qwen35moe".split())
 
+SHORT_CONVOLUTIONS = {"lfm2": 3, "lfm2moe": 3}
+"""Tokens a convolution looks at (``shortconv.l_cache``), in every published model."""
+
 GEMMA3N_OWN_LAYERS = 20
 """Gemma 3n's layers from here on use the cache of earlier ones (``n_layer_kv_from_start``)."""
 
@@ -188,6 +191,8 @@ class _Reader:
         if self.kv_heads is None and "attention.head_count_kv" not in about and heads:
             self.kv_heads = (heads,) * count
         self.window = about.whole("attention.sliding_window") or WINDOWS.get(about.architecture, 0)
+        usual = SHORT_CONVOLUTIONS.get(about.architecture, 0)
+        self.convolution = about.whole("shortconv.l_cache", 1 << 10) or usual
         self.sure = True
 
     def layers(self) -> Layers:
@@ -274,7 +279,7 @@ class _Reader:
 
     @property
     def _may_be_recurrent(self) -> bool:
-        return "ssm.inner_size" in self.about or "shortconv.l_cache" in self.about
+        return self.convolution > 0 or "ssm.inner_size" in self.about
 
     def _state(self, i: int) -> int:
         """32-bit elements of a layer's state; 0 for a layer without one."""
@@ -285,9 +290,8 @@ class _Reader:
         head = about.whole("wkv.head_size")
         if head:
             return (about.whole("token_shift_count") or 2) * width + width * head
-        cached = about.whole("shortconv.l_cache")
-        if cached:
-            return (cached - 1) * width
+        if self.convolution:
+            return (self.convolution - 1) * width
         inner = about.whole("ssm.inner_size") or 0
         state = about.whole("ssm.state_size") or 0
         groups = about.whole("ssm.group_count") or 0

@@ -26,6 +26,9 @@ TIED_BELOW_PARAMETERS = 5_000_000_000
 """Published models of the other families share the embedding below about this size (Llama 3.2 3B,
 Qwen 3 4B and Phi 4 mini do, Llama 3.1 8B and Qwen 3 8B do not). Used where nothing else tells."""
 
+LARGEST_VOCABULARY = 270_000
+"""Gemma's 262 144 is the largest in use: what looks larger is two matrices."""
+
 USUAL_BITS = 4.85
 """Bits a weight at Q4_K_M, Ollama's default."""
 
@@ -149,6 +152,10 @@ def _tabled(about: Metadata, table: TensorTable, size: int, layers: int) -> Weig
 def _sized(about: Metadata, table: TensorTable | None, size: int, layers: int) -> Weights:
     vocabulary = about.whole("vocab_size") or (table.vocabulary if table else 0)
     width = about.whole("embedding_length") or 0
+    encoder = about.architecture in ENCODERS
+    tied = not encoder and _is_tied(about, size, vocabulary * width, layers)
+    if not vocabulary and width:
+        vocabulary = _rest_parameters(about, layers) // width // (1 if tied else 2)
     bits = _bits(about)
     # The tokenizer is in the file and in no tensor. Without a word of it in the metadata it is
     # taken for absent, which errs upwards.
@@ -156,8 +163,6 @@ def _sized(about: Metadata, table: TensorTable | None, size: int, layers: int) -
     embedding = min(int(vocabulary * width * bits / 8), tensors // 2)
     per_layer = (about.whole("embedding_length_per_layer_input") or 0) * layers
     layer_embedding = min(int(vocabulary * per_layer * bits / 8), tensors // 2)
-    encoder = about.architecture in ENCODERS
-    tied = not encoder and _is_tied(about, size, vocabulary * width, layers)
     projector = min(_vision_bytes(about), tensors // 2)
     gpu = max(0, tensors - layer_embedding - projector - (0 if tied else embedding))
     head = 0 if encoder else min(embedding, gpu)
@@ -225,6 +230,9 @@ def _is_tied(about: Metadata, size: int, embedding: int, layers: int) -> bool:
     parameters = about.general("parameter_count", 1 << 50)
     if body and embedding and parameters:
         return abs(parameters - body - embedding) < abs(parameters - body - 2 * embedding)
+    width = about.whole("embedding_length") or 0
+    if not embedding and _rest_parameters(about, layers) > LARGEST_VOCABULARY * width > 0:
+        return False
     bits = bits_per_element(_type_of(about.quantization))
     if body and embedding and bits and not about.quantization.startswith("MXFP4"):
         most = bits * _richest(about.quantization)
@@ -232,6 +240,14 @@ def _is_tied(about: Metadata, size: int, embedding: int, layers: int) -> bool:
         if off[0] != off[1]:
             return off[0] < off[1]
     return 8 * size / (bits or USUAL_BITS) < TIED_BELOW_PARAMETERS
+
+
+def _rest_parameters(about: Metadata, layers: int) -> int:
+    """Weights of a plain transformer outside of its blocks: one matrix of the vocabulary or two."""
+    body = _body_parameters(about, layers)
+    rest = (about.general("parameter_count", 1 << 50) or 0) - body if body else 0
+    width = about.whole("embedding_length") or 0
+    return rest if 0 < rest <= 2 * LARGEST_VOCABULARY * width else 0
 
 
 def _richest(level: str) -> float:
