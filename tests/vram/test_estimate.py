@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hydra_llm.vram import MemoryNeed, ModelShape, estimate
 from hydra_llm.vram.layers import KV_BYTES
+from hydra_llm.vram.shape import automatic_batch
 from tests.vram.files import LLAMA_BYTES, MIB, llama
 from tests.vram.points import measured, published, read, show_of
 
@@ -153,6 +154,14 @@ def test_a_figure_that_makes_no_sense_does_not_blow_the_estimate_up(key: str, od
     assert need.low_bytes < good.total_bytes < need.high_bytes
 
 
+def test_keys_far_wider_than_the_model_are_not_believed() -> None:
+    good = estimate(llama(), LLAMA_BYTES, 8192)
+    need = estimate(llama(attention__head_count_kv=1 << 20), LLAMA_BYTES, 8192)
+
+    assert need.kv_bytes() <= good.kv_bytes()
+    assert need.low_bytes < good.total_bytes < need.high_bytes
+
+
 def test_knowing_less_widens_the_interval() -> None:
     payload = next(point for point in published() if point.tabled)
     assert payload.tabled is not None
@@ -211,6 +220,16 @@ def test_where_little_is_free_batches_are_smaller(available_gib: int | None, bat
     need = estimate(llama(), LLAMA_BYTES, 40_000, available_bytes=free)
 
     assert need.batch == batch
+
+
+@pytest.mark.parametrize(
+    ("predicted", "available", "batch"),
+    [(2600, 5120, 1024), (2600, 8192, 2048), (2700, 4096, 512), (2400, 4096, 1024)],
+)
+def test_a_larger_batch_must_find_room_for_what_ollama_thinks_it_costs(
+    predicted: int, available: int, batch: int
+) -> None:
+    assert automatic_batch(40_000, predicted * MIB, available * MIB) == batch
 
 
 def test_embedding_models_take_batches_as_long_as_their_context() -> None:

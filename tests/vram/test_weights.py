@@ -76,6 +76,15 @@ def test_a_model_without_an_output_matrix_has_a_copy_of_its_embedding_on_the_gpu
     assert weights.host == 2 * 64 * 1000
 
 
+def test_an_encoder_has_no_output_that_its_embedding_could_be() -> None:
+    tensors = [tensor("token_embd.weight", 64, 1000), tensor("token_types.weight", 64, 2)]
+    told = show("bert", [*tensors, *attention(0, 64, 64)], block_count=1)
+    weights = ModelShape.from_show(told, None).weights
+
+    assert weights.gpu == 2 * 2 * 64 * 64
+    assert weights.host == 2 * 64 * 1002
+
+
 def test_per_layer_embeddings_stay_on_the_host() -> None:
     tensors = [tensor("token_embd.weight", 64, 10), tensor("per_layer_token_embd.weight", 64, 99)]
     weights = shape([*tensors, *attention(0, 64, 64)]).weights
