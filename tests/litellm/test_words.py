@@ -135,5 +135,4 @@ def test_what_a_deployment_says_is_of_the_node_or_a_word() -> None:
     said = {"node_id": "rig", "vram_gb": 24, "labels": ["x"], "min_vram_gb": 8, "priority": 3}
 
     assert default_words(said) == {"min_vram_gb": 8, "priority": 3}
-    assert default_words({"hydra": "rig"}) == {}
     assert default_words({}) == {}
