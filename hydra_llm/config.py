@@ -368,7 +368,8 @@ def _in_variable(value: object) -> str:
 
 def _table_of_node(node: Node) -> dict[str, Any]:
     table = {each.name: getattr(node, each.name) for each in fields(node)}
-    table["headers"] = dict(table["headers"])
+    for name in ("headers", "exporter_headers"):
+        table[name] = dict(table[name])
     return table
 
 
@@ -567,6 +568,7 @@ class _NodeTable(BaseModel):
     headers: dict[str, str] | None = None
     local: bool | None = None
     slots: Annotated[int, Field(ge=1), _Number] | None = None
+    exporter_headers: dict[str, str] | None = None
 
 
 _IS_JSON = re.compile(r"""\s*\[\s*[{"\]]""")
@@ -655,7 +657,7 @@ def _explain_node(error: ErrorDetails, table: Mapping[Any, Any]) -> str:
     if error["type"] == "missing":
         return f"{key} is missing; write it like {key} = {DEFAULT_NODE!r}"
     where = ".".join(map(str, error["loc"]))
-    if key == "headers":  # their values are keys to the house
+    if key in ("headers", "exporter_headers"):  # their values are keys to the house
         return f"{where}: {_right(error)}"
     return f"{where} = {_show_input(table[key])}: {_right(error)}"
 

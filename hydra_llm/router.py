@@ -515,7 +515,7 @@ def _settings_and_nodes(
 
 
 def _uses_tls(nodes: Sequence[Node]) -> bool:
-    return any(node.url.startswith("https") for node in nodes)
+    return any(node.uses_tls for node in nodes)
 
 
 def _prices(settings: HydraSettings) -> Prices:

@@ -10,7 +10,7 @@ import base64
 import math
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
@@ -73,11 +73,15 @@ class Node:
         vram_gb: memory of its GPUs in decimal GB, for a node that nothing measures.
         vram_reserved_gb: of ``vram_gb``, what other programs hold (a desktop, a game).
         ram_gb: its system memory in decimal GB.
-        exporter: URL of a metrics exporter on the node; nothing reads it yet.
+        exporter: URL of a metrics exporter on the node, which tells its GPUs' memory: one of
+            NVIDIA's, AMD's or Intel's, or ``hydra-llm agent``. Without a path it is asked for
+            ``/metrics``; ``user:password@`` becomes a header and leaves the URL.
         labels: free words for ``require_labels`` and ``prefer_labels``.
         headers: sent to this node and to no other, e.g. ``{"Authorization": "Bearer ..."}``.
         local: whether it is this machine; found from the host name when not given.
         slots: its ``OLLAMA_NUM_PARALLEL``; learned when not given.
+        exporter_headers: sent to the exporter and to nobody else, e.g. the agent's token as
+            ``{"Authorization": "Bearer ..."}``.
 
     Raises:
         ConfigurationError: for a malformed URL or a figure that cannot be.
@@ -93,15 +97,17 @@ class Node:
     headers: Mapping[str, str] | None = None
     local: bool | None = None
     slots: int | None = None
+    exporter_headers: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
         url, authorization = _parse_url(self.url)
-        headers = dict(self.headers or {})
-        if authorization and not any(name.lower() == "authorization" for name in headers):
-            headers["Authorization"] = authorization
         put(self, "url", url)
-        put(self, "headers", _Secrets(headers))
+        put(self, "headers", _with_authorization(self.headers, authorization))
+        # An empty text is what a form or a variable has for none.
+        exporter, authorization = _parse_exporter(self.exporter) if self.exporter else (None, None)
+        put(self, "exporter", exporter)
+        put(self, "exporter_headers", _with_authorization(self.exporter_headers, authorization))
         put(self, "id", self.id or urlsplit(url).netloc)
         labels: Iterable[str] = (self.labels,) if isinstance(self.labels, str) else self.labels
         put(self, "labels", tuple(labels))
@@ -122,6 +128,11 @@ class Node:
         """The host name or address, without port."""
         return urlsplit(self.url).hostname or ""
 
+    @property
+    def uses_tls(self) -> bool:
+        """Whether it, or its exporter, is asked by https."""
+        return any((url or "").startswith("https:") for url in (self.url, self.exporter))
+
     def answers_to(self, name: str) -> bool:
         """Whether ``name`` is this node's id, host, host:port or URL."""
         return name == self.id or _names_node(name, self.id, self.url)
@@ -131,10 +142,14 @@ class Node:
         if self.id != urlsplit(self.url).netloc:
             parts.append(f"id={self.id!r}")
         if self.exporter:
-            parts.append(f"exporter={masked_url(self.exporter)!r}")
+            # A query may hold a token.
+            parts.append(f"exporter={re.sub('[?].*', '?***', self.exporter)!r}")
         parts += [
             f"{name}={value!r}"
-            for name in ("vram_gb", "vram_reserved_gb", "ram_gb", "labels", "headers", "slots")
+            for name in (
+                *("vram_gb", "vram_reserved_gb", "ram_gb", "labels", "headers"),
+                *("slots", "exporter_headers"),
+            )
             if (value := getattr(self, name))
         ]
         return f"Node({', '.join(parts)})"
@@ -178,6 +193,14 @@ class _Secrets(Mapping[str, str]):
         return "{" + ", ".join(f"{name!r}: '***'" for name in self._values) + "}"
 
 
+def _with_authorization(headers: Mapping[str, str] | None, authorization: str | None) -> _Secrets:
+    """The headers, and what a URL's userinfo stood for unless they say something else."""
+    known = dict(headers or {})
+    if authorization and not any(name.lower() == "authorization" for name in known):
+        known["Authorization"] = authorization
+    return _Secrets(known)
+
+
 def masked_url(url: str) -> str:
     """``url`` without anything that could be part of a password, well formed or not."""
     if "@" not in url:
@@ -190,12 +213,40 @@ def _parse_url(text: str) -> tuple[str, str | None]:
 
     Ports follow the ``ollama`` package: 11434 without a scheme, else the scheme's own.
     """
+    split = _split_url(text, "a node URL", "http://rig:11434", default_port=DEFAULT_PORT)
+    if split.query or split.fragment:
+        raise split.bad("a query or fragment has no place in it")
+    return f"{split.base}{split.path.rstrip('/')}", split.authorization
+
+
+def _parse_exporter(text: str) -> tuple[str, str | None]:
+    """The URL of an exporter's page and the Authorization header its userinfo stood for."""
+    split = _split_url(text, "an exporter URL", "http://rig:9400", default_port=None)
+    query = f"?{split.query}" if split.query else ""
+    return f"{split.base}{split.path.rstrip('/') or '/metrics'}{query}", split.authorization
+
+
+class _SplitUrl(NamedTuple):
+    base: str
+    """Scheme, host and port."""
+    path: str
+    query: str
+    fragment: str
+    authorization: str | None
+    bad: Callable[[str], ConfigurationError]
+    """Makes the error that says what is wrong with it."""
+
+
+def _split_url(text: str, what: str, example: str, *, default_port: int | None) -> _SplitUrl:
+    """
+    The parts of a URL, checked.
+
+    ``default_port`` is that of a host without scheme; None: it has to be there.
+    """
     shown = masked_url(str(text))
 
     def bad(why: str) -> ConfigurationError:
-        return ConfigurationError(
-            f"{shown!r} is not a node URL: {why}; write it like 'http://rig:11434'"
-        )
+        return ConfigurationError(f"{shown!r} is not {what}: {why}; write it like {example!r}")
 
     if not isinstance(text, str) or not text.strip():
         raise bad("it is empty")
@@ -208,15 +259,16 @@ def _parse_url(text: str) -> tuple[str, str | None]:
         raise bad("its host or port cannot be read") from None
     if split.scheme not in ("http", "https"):
         raise bad(f"the scheme {split.scheme!r} is neither http nor https")
-    host = split.hostname or ("127.0.0.1" if not has_scheme and text.startswith(":") else "")
+    is_port_alone = default_port is not None and not has_scheme and text.startswith(":")
+    host = split.hostname or ("127.0.0.1" if is_port_alone else "")
     if not host or re.search(r"[\s%<>\\^`{|}\"']", host):
         raise bad("it names no host")
-    if split.query or split.fragment:
-        raise bad("a query or fragment has no place in it")
     if port == 0:
         raise bad("port 0 does not exist")
     if port is None:
-        port = {"http": 80, "https": 443}[split.scheme] if has_scheme else DEFAULT_PORT
+        port = {"http": 80, "https": 443}[split.scheme] if has_scheme else default_port
+    if port is None:
+        raise bad("it names no port")
     # OLLAMA_HOST=0.0.0.0 is what a server listens on; a client has to call an address.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     host = f"[{host}]" if ":" in host else host
@@ -224,8 +276,14 @@ def _parse_url(text: str) -> tuple[str, str | None]:
     if split.username is not None:
         pair = f"{unquote(split.username)}:{unquote(split.password or '')}"
         authorization = "Basic " + base64.b64encode(pair.encode()).decode()
-    path = quote(unquote(split.path.rstrip("/")), safe="/-._~")
-    return f"{split.scheme}://{host}:{port}{path}", authorization
+    return _SplitUrl(
+        base=f"{split.scheme}://{host}:{port}",
+        path=quote(unquote(split.path), safe="/-._~"),
+        query=split.query,
+        fragment=split.fragment,
+        authorization=authorization,
+        bad=bad,
+    )
 
 
 @lru_cache(maxsize=256)
@@ -379,6 +437,9 @@ class Observation:
     vram_source: str | None = None
     """Where the VRAM figures come from: ``nvml``, ``config - /api/ps`` ...; None: unknown."""
     vram_observed_at: float | None = None
+    """When the source looked, which may be long before it was asked."""
+    vram_reasons: tuple[str, ...] = ()
+    """Why sources tell less than they might; each begins with whose reason it is."""
 
 
 # ------------------------------------------------------------------------- requests
@@ -516,9 +577,13 @@ class NodeSnapshot:
 
     total_vram_bytes: int | None = None
     measured_free_vram_bytes: int | None = None
-    """As the source reported it, before this router's own pending loads."""
+    """As the source reported it, less what has been loaded since it looked; before this
+    router's own pending loads."""
     vram_source: str | None = None
     vram_observed_at: float | None = None
+    """When the source looked."""
+    vram_reasons: tuple[str, ...] = ()
+    """Why sources tell less than they might."""
 
     running: tuple[RunningRequest, ...] = ()
     cordoned: bool = False

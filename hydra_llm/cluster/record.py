@@ -10,6 +10,8 @@ from hydra_llm.cluster.breaker import CircuitBreaker
 from hydra_llm.cluster.learning import KINDS, NO_MODEL, Kind, NodeLearner
 from hydra_llm.cluster.lease import Lease
 from hydra_llm.cluster.rates import Rate, Sample, Seed
+from hydra_llm.cluster.vram import FreeVram
+from hydra_llm.cluster.vram import Sample as VramSample
 from hydra_llm.types import (
     Device,
     Health,
@@ -65,9 +67,10 @@ class NodeRecord:
         self.devices: tuple[Device, ...] = ()
         self.host: HostMemory | None = None
         self.total_vram_bytes: int | None = None
-        self.free_vram_bytes: int | None = None
+        self.free_vram = FreeVram()
         self.vram_source: str | None = None
         self.vram_observed_at: float | None = None
+        self.vram_reasons: tuple[str, ...] = ()
         self.leases: dict[int, Lease] = {}
         self.foreign: Mapping[str, RunningRequest] = {}
         """What other routers have in flight here, by the lease's name among all."""
@@ -107,6 +110,7 @@ class NodeRecord:
         if seen.observed_at < self.failed_at:
             # The probe was under way when a request found out better.
             return
+        was_up = self.health == "up"
         self.observed_at = seen.observed_at
         self.health, self.health_reason = seen.health, seen.health_reason
         if seen.health != "up":
@@ -117,6 +121,9 @@ class NodeRecord:
         # What a load has just changed is newer than a probe that was under way then.
         is_newer = seen.observed_at >= self.loaded_changed_at
         if seen.loaded is not None and is_newer:
+            if was_up:
+                # At first sight, and after a silence, they may have been there for hours.
+                self.free_vram.shows(self.loaded, seen.loaded, seen.observed_at)
             self.loaded = {
                 name: self._with_known_options(model) for name, model in seen.loaded.items()
             }
@@ -125,9 +132,18 @@ class NodeRecord:
         self.host = seen.host or self.host
         self.total_vram_bytes = seen.total_vram_bytes
         self.vram_source = seen.vram_source
+        self.vram_reasons = seen.vram_reasons
         if is_newer:
-            self.free_vram_bytes = seen.free_vram_bytes
-            self.vram_observed_at = seen.vram_observed_at
+            self._observe_vram(seen)
+
+    def _observe_vram(self, seen: Observation) -> None:
+        at = seen.observed_at if seen.vram_observed_at is None else seen.vram_observed_at
+        self.free_vram.observe(
+            VramSample(seen.free_vram_bytes, at, seen.observed_at, seen.vram_source)
+        )
+        # The figure may still be that of an older sample, and is as old as that.
+        is_dated = seen.vram_observed_at is not None
+        self.vram_observed_at = self.free_vram.sampled_at if is_dated else None
 
     def _observe_installed(self, installed: dict[str, InstalledModel]) -> None:
         for name, model in installed.items():
@@ -152,13 +168,19 @@ class NodeRecord:
         if seen is not None:
             # A probe saw it between its load and its first byte, and has counted it already.
             self.loaded[model] = replace(seen, options=placement.options)
+            self.free_vram.takes_at_least(model, placement.reserved_bytes)
             return
-        if self.free_vram_bytes is not None:
-            self.free_vram_bytes += sum(gone.size_vram_bytes for gone in evicted)
-            in_vram = min(self.free_vram_bytes, placement.reserved_bytes)
-            self.free_vram_bytes -= in_vram
-        else:
-            in_vram = placement.reserved_bytes
+        given_up = sum(gone.size_vram_bytes for gone in evicted)
+        free = self.free_vram.free_bytes
+        in_vram = (
+            placement.reserved_bytes
+            if free is None
+            else min(free + given_up, placement.reserved_bytes)
+        )
+        # What the victims held is this model's now; more than that is free once a sample says so.
+        self.free_vram.arrived(model, in_vram - given_up, now)
+        if evicted:
+            self.free_vram.left(now)
         self.loaded[model] = LoadedModel(
             name=model,
             size_bytes=placement.reserved_bytes,
@@ -240,9 +262,10 @@ class NodeRecord:
             devices=self.devices,
             host=self.host,
             total_vram_bytes=self.total_vram_bytes,
-            measured_free_vram_bytes=self.free_vram_bytes,
+            measured_free_vram_bytes=self.free_vram.free_bytes,
             vram_source=self.vram_source,
             vram_observed_at=self.vram_observed_at,
+            vram_reasons=self.vram_reasons,
             running=self.running,
             cordoned=self.cordoned,
             circuit="closed" if closed else "open",

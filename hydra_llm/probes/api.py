@@ -16,7 +16,15 @@ import httpx
 from hydra_llm.pools import HandshakeGuard
 from hydra_llm.types import Health, Node
 
-__all__ = ["MAX_BODY_BYTES", "NodeApi", "ProbeError"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "NodeApi",
+    "ProbeError",
+    "TooLargeError",
+    "quiet_request",
+    "read_body",
+    "trouble_of",
+]
 
 MAX_BODY_BYTES = 16 << 20
 """More than this is no answer to a probe, and is not read to its end."""
@@ -72,7 +80,7 @@ class NodeApi:
         except ProbeError:
             raise
         except Exception as error:
-            raise _trouble_of(error) from error
+            raise trouble_of(error) from error
         try:
             return parse(json.loads(text))
         except (ValueError, RecursionError):
@@ -95,36 +103,65 @@ class NodeApi:
             return None, trouble.reason
 
     async def _send(self, method: str, path: str, body: Mapping[str, str] | None) -> bytes:
-        headers = httpx.Headers({"Accept": "application/json", "User-Agent": "hydra-llm"})
-        # A compressed body could be far larger than it looks.
-        headers["Accept-Encoding"] = "identity"
-        headers.update(self._node.headers)
-        request = httpx.Request(
+        request = quiet_request(
             method,
             self._node.url + path,
-            headers=headers,
-            json=body,
-            extensions={
-                "timeout": dict.fromkeys(("connect", "read", "write", "pool")),
-                "trace": HandshakeGuard(),
-            },
+            accept="application/json",
+            headers=self._node.headers,
+            body=body,
         )
         response = await self._transport.handle_async_request(request)
         try:
             _check_status(response.status_code, path)
-            return await _body(response, path)
+            return await read_body(response, MAX_BODY_BYTES)
+        except TooLargeError as error:
+            raise ProbeError("misconfigured", f"{path} {error}: no Ollama server") from None
         finally:
             await response.aclose()
 
 
-async def _body(response: httpx.Response, path: str) -> bytes:
+def quiet_request(
+    method: str,
+    url: str,
+    *,
+    accept: str,
+    headers: Mapping[str, str] | None,
+    body: Mapping[str, str] | None = None,
+) -> httpx.Request:
+    """A request with our headers and the caller's, whose time limit is the caller's too."""
+    sent = httpx.Headers({"Accept": accept, "User-Agent": "hydra-llm"})
+    # A compressed body could be far larger than it looks.
+    sent["Accept-Encoding"] = "identity"
+    sent.update(headers)
+    return httpx.Request(
+        method,
+        url,
+        headers=sent,
+        json=body,
+        extensions={
+            "timeout": dict.fromkeys(("connect", "read", "write", "pool")),
+            "trace": HandshakeGuard(),
+        },
+    )
+
+
+class TooLargeError(Exception):
+    """A body that is larger than anything that is asked for."""
+
+
+async def read_body(response: httpx.Response, limit_bytes: int) -> bytes:
+    """
+    The whole body.
+
+    Raises:
+        TooLargeError: it has more bytes than that; the rest is not read.
+    """
     received = bytearray()
     assert isinstance(response.stream, httpx.AsyncByteStream)  # from an async transport
     async for part in response.stream:
         received += part
-        if len(received) > MAX_BODY_BYTES:
-            size = MAX_BODY_BYTES >> 20
-            raise ProbeError("misconfigured", f"{path} is larger than {size} MiB: no Ollama server")
+        if len(received) > limit_bytes:
+            raise TooLargeError(f"is larger than {limit_bytes >> 20} MiB")
     return bytes(received)
 
 
@@ -143,7 +180,7 @@ def _check_status(status: int, path: str) -> None:
 # ------------------------------------------------------------------ what went wrong
 
 
-def _trouble_of(error: Exception) -> ProbeError:
+def trouble_of(error: Exception) -> ProbeError:
     """A failed connection in a phrase of ours: the error's own text may name anything."""
     for cause in _causes(error):
         if isinstance(cause, OSError) and (why := _reason_of(cause)):

@@ -44,10 +44,11 @@ class Collector:
             held for as long as the thread runs: give it no strong reference to the router.
         interval_seconds: between two rounds at a node, give or take a tenth.
         timeout_seconds: for each answer of a node.
-        monitor_vram: whether to read the memory of this machine, for nodes that run on it.
+        monitor_vram: whether to read the memory of this machine, for nodes that run on it, and
+            the nodes' exporters.
         clock: of ``observed_at``.
         rng: draws the jitter.
-        ssl_context: for nodes with https, or what makes it once it is needed.
+        ssl_context: for https, of nodes and exporters, or what makes it once it is needed.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Collector:
         return self._run is not None and not self._is_stopped
 
     def _tls(self) -> ssl.SSLContext | bool:
-        if not any(node.url.startswith("https:") for node in self._plan.nodes):
+        if not any(node.uses_tls for node in self._plan.nodes):
             # Reading the authorities takes 20 to 50 ms; this one trusts nobody.
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self._ssl_context is None or isinstance(self._ssl_context, ssl.SSLContext):

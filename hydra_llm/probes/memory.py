@@ -24,8 +24,12 @@ class Evidence:
     """What there is to judge one node's GPU memory by."""
 
     node: Node
+    exported: tuple[Device, ...] = ()
+    """As its exporter tells them."""
+    exporter_trouble: str = ""
+    """Why its exporter tells nothing, or nothing new."""
     devices: tuple[Device, ...] = ()
-    """As measured on the node itself."""
+    """As measured by ourselves, on this machine."""
     loaded: Mapping[str, LoadedModel] | None = None
     """As ``/api/ps`` showed it; None if it never did."""
     loaded_at: float | None = None
@@ -53,9 +57,19 @@ class MemorySource(Protocol):
         ...
 
 
+def exported(evidence: Evidence) -> VramFigures | None:
+    """What an exporter on the node tells: the only one that sees all of another machine's use."""
+    return _sum_of(evidence.exported)
+
+
 def measured(evidence: Evidence) -> VramFigures | None:
+    """What this machine's driver tells."""
+    return _sum_of(evidence.devices)
+
+
+def _sum_of(devices: Iterable[Device]) -> VramFigures | None:
     """The sum of the devices that answer; a lost GPU gives no place to anything."""
-    known = [device for device in evidence.devices if device.total_bytes is not None]
+    known = [device for device in devices if device.total_bytes is not None]
     if not known:
         return None
     return VramFigures(
@@ -102,7 +116,7 @@ def at_least(evidence: Evidence) -> VramFigures | None:
     return VramFigures(None, None, remark, evidence.loaded_at)
 
 
-SOURCES: tuple[MemorySource, ...] = (measured, configured, at_least)
+SOURCES: tuple[MemorySource, ...] = (exported, measured, configured, at_least)
 
 
 def vram_figures(evidence: Evidence, sources: Iterable[MemorySource] = SOURCES) -> VramFigures:
@@ -110,8 +124,16 @@ def vram_figures(evidence: Evidence, sources: Iterable[MemorySource] = SOURCES) 
     The figures of the first source that has any.
 
     A configured ``vram_gb`` caps what is measured: it may leave room for other programs on
-    purpose.
+    purpose. An exporter that was named and is of no use is named with its trouble.
     """
+    figures = _first(evidence, sources)
+    if not evidence.exporter_trouble:
+        return figures
+    trouble = f"exporter: {evidence.exporter_trouble}"
+    return figures._replace(source=f"{figures.source} ({trouble})" if figures.source else trouble)
+
+
+def _first(evidence: Evidence, sources: Iterable[MemorySource]) -> VramFigures:
     for source in sources:
         figures = source(evidence)
         if figures is not None:

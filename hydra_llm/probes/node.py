@@ -9,6 +9,7 @@ import httpx
 
 from hydra_llm.ollama.catalogue import parse_ps, parse_show, parse_tags, parse_version
 from hydra_llm.probes.api import NodeApi, ProbeError
+from hydra_llm.probes.exporters.watch import NOTHING, Exported, ExporterWatch
 from hydra_llm.probes.local import LocalMemory, LocalReading
 from hydra_llm.probes.memory import Evidence, bytes_held, vram_figures
 from hydra_llm.probes.shown import ShowCache
@@ -26,6 +27,7 @@ class NodeProbe:
         transport: connections; it follows no redirect, keeps no cookie, knows no proxy.
         shown: what ``/api/show`` told of models, on any node.
         local: this machine's memory, for a node that runs on it.
+        exporter: its exporter's page, for a node that has one.
         timeout_seconds: for each answer.
         clock: of ``observed_at``.
     """
@@ -37,6 +39,7 @@ class NodeProbe:
         *,
         shown: ShowCache,
         local: LocalMemory | None = None,
+        exporter: ExporterWatch | None = None,
         timeout_seconds: float,
         clock: Callable[[], float],
     ) -> None:
@@ -44,6 +47,7 @@ class NodeProbe:
         self._api = NodeApi(node, transport, timeout_seconds=timeout_seconds)
         self._shown = shown
         self._local = local
+        self._exporter = exporter
         self._timeout = timeout_seconds
         self._clock = clock
         self._installed: Mapping[str, InstalledModel] = {}
@@ -65,6 +69,8 @@ class NodeProbe:
         ``observed_at`` is when the round began: what changed after that may not be in it.
         """
         began = self._clock()
+        if self._exporter is not None:
+            self._exporter.begin()
         # One after the other over one connection: questions asked at once would have to be
         # cancelled when the first fails, and a connection cancelled while it is made is lost
         # to httpcore but not closed.
@@ -74,7 +80,9 @@ class NodeProbe:
             return self._not_up(began, trouble)
         version, _ = await self._api.ask_if_possible("GET", "/api/version", parse_version)
         loaded, ps_trouble = await self._api.ask_if_possible("GET", "/api/ps", parse_ps)
-        return self._up(began, version, loaded, ps_trouble, await self._read_local())
+        local = await self._read_local()
+        exported = NOTHING if self._exporter is None else await self._exporter.latest()
+        return self._up(began, version, loaded, ps_trouble, local=local, exported=exported)
 
     async def learn(self) -> bool:
         """Ask about one model that nobody has told of yet; whether there may be another."""
@@ -117,7 +125,9 @@ class NodeProbe:
         version: str | None,
         loaded: Mapping[str, LoadedModel] | None,
         ps_trouble: str,
+        *,
         local: LocalReading,
+        exported: Exported,
     ) -> Observation:
         if loaded is not None:
             self._loaded, self._loaded_at = loaded, began
@@ -126,6 +136,8 @@ class NodeProbe:
         figures = vram_figures(
             Evidence(
                 node=self.node,
+                exported=exported.devices,
+                exporter_trouble=exported.trouble,
                 devices=local.devices or (),
                 loaded=self._loaded,
                 loaded_at=self._loaded_at,
@@ -141,12 +153,13 @@ class NodeProbe:
             version=version,
             installed=self._shown.completed(self._installed),
             loaded=loaded,
-            devices=local.devices,
-            host=local.host,
+            devices=exported.devices or local.devices,
+            host=exported.host or local.host,
             total_vram_bytes=figures.total_bytes,
             free_vram_bytes=figures.free_bytes,
             vram_source=figures.source,
             vram_observed_at=figures.observed_at,
+            vram_reasons=(*(f"exporter: {why}" for why in exported.reasons), *local.reasons),
         )
         return self._last
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from hydra_llm.probes.exporters.watch import KEPT_SECONDS, ExporterWatch
 from hydra_llm.probes.futures import settle, settled
 from hydra_llm.probes.local import LocalMemory
 from hydra_llm.probes.node import NodeProbe
@@ -158,12 +159,17 @@ class CollectorThread:
         local = LocalMemory(clock=self._plan.clock) if self._plan.monitor_vram else None
         shown = ShowCache()
         tasks = [asyncio.ensure_future(self._tick())]
+        exporters: list[ExporterWatch] = []
         for node in self._plan.nodes:
+            exporter = self._exporter_of(node, transport)
+            if exporter is not None:
+                exporters.append(exporter)
             probe = NodeProbe(
                 node,
                 transport,
                 shown=shown,
                 local=local if node.local else None,
+                exporter=exporter,
                 timeout_seconds=self._plan.timeout_seconds,
                 clock=self._plan.clock,
             )
@@ -172,10 +178,24 @@ class CollectorThread:
             await self._stopping.wait()
         finally:
             await _cancel(tasks)
+            # After the rounds, which begin them.
+            await _cancel(page for exporter in exporters for page in exporter.under_way)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(transport.aclose(), CLOSE_SECONDS)
             if local is not None:
                 local.close()
+
+    def _exporter_of(self, node: Node, transport: httpx.AsyncBaseTransport) -> ExporterWatch | None:
+        if node.exporter is None or not self._plan.monitor_vram:
+            return None
+        return ExporterWatch(
+            node,
+            transport,
+            timeout_seconds=self._plan.timeout_seconds,
+            # A slow page comes too late for its own round, and has to serve the next one.
+            kept_seconds=max(KEPT_SECONDS, 2.5 * self._plan.interval_seconds),
+            clock=self._plan.clock,
+        )
 
     async def _tick(self) -> None:
         while True:
@@ -196,7 +216,7 @@ class CollectorThread:
 
 async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     pending = set(tasks)
-    for _ in range(CANCEL_TRIES):
+    for _ in range(CANCEL_TRIES if pending else 0):
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CLOSE_SECONDS / CANCEL_TRIES)

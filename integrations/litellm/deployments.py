@@ -117,6 +117,7 @@ def _node(params: Mapping[str, Any], about: Mapping[str, Any]) -> Node:
         vram_reserved_gb=about.get("vram_reserved_gb") or 0.0,
         ram_gb=about.get("ram_gb"),
         exporter=about.get("exporter"),
+        exporter_headers=about.get("exporter_headers"),
         labels=tuple(about.get("labels") or ()),
         headers=headers or None,
         local=about.get("local"),

@@ -25,8 +25,8 @@ __all__ = ["buckets", "default_words", "parted_call", "words_of", "without_words
 _PREFIX = "x-hydra-"
 _WORDS = frozenset(RoutingWords.model_fields)
 _TOP_LEVEL = _WORDS - {"priority"}
-_OF_THE_NODE = frozenset({"node_id", "vram_gb", "vram_reserved_gb", "ram_gb", "exporter", "labels",
-                          "headers", "slots", "local"})  # fmt: skip
+_OF_THE_NODE = frozenset({"node_id", "vram_gb", "vram_reserved_gb", "ram_gb", "exporter",
+                          "exporter_headers", "labels", "headers", "slots", "local"})  # fmt: skip
 """What ``model_info.hydra`` says of the node itself; all else there are words."""
 _HIGHEST = 10
 

@@ -399,6 +399,76 @@ def test_unknown_nodes_are_told_together_with_what_to_write_down(
     }
 
 
+def with_exporter(*reasons: str, **about: Any) -> NodeSnapshot:
+    about = {
+        "node": Node("http://a:11434", id="a", exporter="http://a:9400"),
+        "vram_source": "dcgm-exporter",
+        **about,
+    }
+    return replace(healthy("a"), vram_reasons=tuple(reasons), **about)
+
+
+def test_an_exporter_that_answers_is_named_with_the_age_of_its_figures() -> None:
+    (finding,) = checks.exporters_are_read(
+        look(with_exporter("NVML: not installed", observed_at=100.0, vram_observed_at=70.0))
+    )
+
+    assert finding.level == "ok"
+    assert finding.says == "dcgm-exporter answers; its figures were up to 30 s old"
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("prometheus_client is not installed; pip install 'hydra-llm[gpu]'", "hydra-llm[gpu]"),
+        ("connection refused", "runs there"),
+        ("its host name is unknown", "runs there"),
+        ("it gave no answer in 2 s", "health_check_timeout"),
+        ("it has not answered yet", "health_check_timeout"),
+        ("it refuses access (401); check Node(exporter_headers=...)", "exporter_headers"),
+        ("it redirects (302); configure the URL it leads to", "URL"),
+        ("it is a web page; metrics are as a rule at /metrics", "port and path"),
+        ("it is of no exporter that is known here, or tells nothing of GPUs", "port and path"),
+        ("it answers with status 404", "port and path"),
+        ("dcgm-exporter: it is of 2 machines; name the node's own exporter", "gathers several"),
+        ("its TLS certificate is not accepted: expired", "verify"),
+        ("its clock is not ours, so how old its figures are cannot be said", "NTP"),
+        ("all-smi: it has not read the GPUs yet", "docs/vram.md"),
+    ],
+)
+def test_each_trouble_with_an_exporter_has_its_remedy(reason: str, remedy: str) -> None:
+    (finding,) = checks.exporters_are_read(look(with_exporter(f"exporter: {reason}")))
+
+    assert (finding.level, finding.nodes) == ("warning", ("a",))
+    assert finding.says == f"its exporter at http://a:9400/metrics: {reason}"
+    assert remedy in finding.do
+
+
+def test_an_exporter_without_monitoring_is_in_vain() -> None:
+    off = HydraSettings("http://a:11434", vram_monitoring=False)
+
+    (finding,) = checks.exporters_are_read(look(with_exporter(), settings=off))
+    assert finding.level == "warning"
+
+
+def test_a_node_without_an_exporter_is_not_asked_for_one() -> None:
+    assert not list(checks.exporters_are_read(look(healthy("a"))))
+
+
+def test_a_token_in_an_exporters_url_is_not_told() -> None:
+    asked = Node("http://a:11434", id="a", exporter="http://a:9400/metrics?token=sesame")
+
+    (finding,) = checks.exporters_are_read(look(with_exporter("exporter: x", node=asked)))
+    assert "sesame" not in str(finding)
+
+
+def test_a_token_for_an_exporter_without_tls_is_warned_of() -> None:
+    node = Node("https://rig", exporter="http://rig:9936", exporter_headers={"authorization": "x"})
+
+    (finding,) = bad(checks.settings_are_safe(look(settings=HydraSettings([node]))))
+    assert "unencrypted" in finding.says
+
+
 def test_a_model_partly_in_system_memory_is_warned_of() -> None:
     slow = loaded(LLAMA, size_bytes=4_000_000_000, size_vram_bytes=1_000_000_000)
 
@@ -443,3 +513,13 @@ def test_the_doctor_finds_the_login_the_web_page_the_dead_and_the_twin() -> None
     assert "another server" in by_node["page"].do
     assert "ollama serve" in by_node["dead"].do
     assert "good and twin are the same server" in by_node[""].says
+
+
+def test_the_doctor_finds_an_exporter_that_nobody_runs() -> None:
+    with SimulatedNode("a") as node:
+        # Ollama itself listens there, and knows no such path.
+        seen = look_at(HydraSettings([node.node(exporter=node.url)]))
+
+    (finding,) = checks.exporters_are_read(seen)
+    assert "it answers with status 404" in finding.says
+    assert "port and path" in finding.do

@@ -64,7 +64,11 @@ def test_json_that_is_none_is_an_error_that_shows_no_password() -> None:
 
 def test_settings_as_variables_are_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = HydraSettings(
-        [Node("http://me:geheim@rig", id="rig", vram_gb=24, labels=("a, b", "c")), "d=e"],
+        [
+            Node("http://me:geheim@rig", id="rig", vram_gb=24, labels=("a, b", "c")),
+            Node("f", exporter="http://me:geheim@f:9400"),
+            "d=e",
+        ],
         redis_url="redis://me:geheim@r:6379/0",
         verify=False,
         prefer_local_seconds=0.5,
@@ -106,6 +110,7 @@ def test_the_file_takes_all_that_a_node_takes(toml: WriteToml) -> None:
         headers = { Authorization = "Bearer token" }
         local = false
         slots = 4
+        exporter_headers = { Authorization = "Bearer other" }
 
         [[nodes]]
         url = "pc"
@@ -123,6 +128,7 @@ def test_the_file_takes_all_that_a_node_takes(toml: WriteToml) -> None:
         headers={"Authorization": "Bearer token"},
         local=False,
         slots=4,
+        exporter_headers={"Authorization": "Bearer other"},
     )
     assert pc == Node("http://pc:11434")
 
@@ -131,6 +137,22 @@ def test_the_file_may_have_a_plain_list(toml: WriteToml) -> None:
     toml('nodes = ["rig", "pc=10.0.0.5"]')
 
     assert [node.id for node in HydraSettings().nodes] == ["rig:11434", "pc"]
+
+
+@pytest.mark.parametrize(
+    ("exporter", "why"),
+    [
+        ("ftp://rig:9400", "the scheme 'ftp' is neither http nor https"),
+        ("rig", "it names no port"),
+        (":9400", "it names no host"),
+        ("http://rig:port", "its host or port cannot be read"),
+        (" ", "it is empty"),
+    ],
+)
+def test_an_exporters_url_is_checked_when_it_is_named(exporter: str, why: str) -> None:
+    assert problem([{"url": "rig", "exporter": exporter}]) == (
+        f"nodes: {exporter!r} is not an exporter URL: {why}; write it like 'http://rig:9400'"
+    )
 
 
 def test_a_table_knows_the_arguments_of_node() -> None:

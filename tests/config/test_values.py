@@ -201,7 +201,8 @@ def test_no_text_about_settings_shows_the_credentials_of_a_node() -> None:
         [
             "http://user:secret@one",
             {"url": "two", "headers": {"X-Key": "secret"}},
-            Node("three", exporter="http://me:sec/r'secret@three:9400/metrics"),
+            Node("three", exporter="http://me:r'secret@three:9400/metrics"),
+            {"url": "four", "exporter": "four:1", "exporter_headers": {"X-Token": "secret"}},
         ]
     )
 
@@ -209,7 +210,8 @@ def test_no_text_about_settings_shows_the_credentials_of_a_node() -> None:
 
     assert "secret" not in texts
     assert "X-Key" in repr(settings)
-    assert "***@three:9400/metrics" in repr(settings)
+    assert "exporter='http://three:9400/metrics'" in repr(settings)
+    assert settings.nodes[3].exporter_headers == {"X-Token": "secret"}
     assert settings.nodes[1].headers == {"X-Key": "secret"}
 
 
@@ -232,6 +234,8 @@ def test_described_nodes_have_their_ids() -> None:
         lambda url: HydraSettings([url]),
         lambda url: HydraSettings([{"url": url}]),
         lambda url: HydraSettings([f"rig={url}"]),
+        lambda url: HydraSettings([{"url": "rig", "exporter": url}]),
+        lambda url: Node("rig", exporter=url),
         lambda url: HydraSettings("rig", verify=url),
         lambda url: HydraSettings("rig", max_queue=url),
         lambda url: HydraSettings("rig", redis_url=url),

@@ -50,7 +50,8 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 """
 
 OPTIONAL = {
-    "langchain_core", "langchain_ollama", "litellm", "pynvml", "redis", "rich", "typer", "yaml",
+    "langchain_core", "langchain_ollama", "litellm", "prometheus_client", "pynvml", "redis", "rich",
+    "typer", "yaml",
 }  # fmt: skip
 
 

@@ -31,6 +31,17 @@ def test_scheduling_reaches_for_no_clock_and_no_socket() -> None:
     assert not {name: modules for name, modules in reaching.items() if modules}
 
 
+def test_the_parser_of_metrics_pages_is_used_by_one_module_of_the_probes() -> None:
+    package = ROOT / "hydra_llm"
+    users = [
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        if any(name.startswith("prometheus_client") for name in imported_by(file))
+    ]
+
+    assert users == ["probes/exporters/page.py"]
+
+
 def imported_by(file: Path) -> Iterator[str]:
     """Yield the dotted name of everything a file imports."""
     for node in ast.walk(ast.parse(file.read_bytes())):

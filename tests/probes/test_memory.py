@@ -105,6 +105,38 @@ def test_what_was_ever_loaded_is_a_remark_and_no_total() -> None:
     assert vram_figures(seen) == VramFigures(None, None, "/api/ps: at least 6.0 GB", 3.0)
 
 
+def test_an_exporter_goes_before_what_is_measured_here() -> None:
+    seen = Evidence(
+        node=node(),
+        exported=(gpu("a", 24, 6, source="dcgm-exporter", observed_at=2.0),),
+        devices=(gpu("a", 24, 20),),
+    )
+
+    assert vram_figures(seen) == VramFigures(24 * GB, 6 * GB, "dcgm-exporter", 2.0)
+
+
+def test_an_exporter_that_tells_no_memory_leaves_it_to_the_next_source() -> None:
+    seen = Evidence(node=node(), exported=(gpu("a", None),), devices=(gpu("a", 24, 20),))
+
+    assert vram_figures(seen).source == "nvml"
+
+
+@pytest.mark.parametrize(
+    ("about", "source"),
+    [
+        ({"devices": (gpu("a", 24, 20),)}, "nvml (exporter: no answer)"),
+        ({"most_loaded_bytes": 6 * GB}, "/api/ps: at least 6.0 GB (exporter: no answer)"),
+        ({}, "exporter: no answer"),
+    ],
+)
+def test_an_exporter_that_is_of_no_use_is_named_with_its_trouble(
+    about: dict[str, Any], source: str
+) -> None:
+    figures = vram_figures(Evidence(node=node(), exporter_trouble="no answer", **about))
+
+    assert figures.source == source
+
+
 # What is configured caps what is measured.
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from urllib.parse import urlsplit
 
 from hydra_llm.cli.doctor.finding import Finding, Look
 from hydra_llm.config import describe_settings
-from hydra_llm.types import GB, NodeSnapshot
+from hydra_llm.types import GB, Node, NodeSnapshot
 
 Check = Callable[[Look], Iterable[Finding]]
 
@@ -60,7 +60,7 @@ def settings_are_told(look: Look) -> Iterator[Finding]:
 def settings_are_safe(look: Look) -> Iterator[Finding]:
     """Settings that are allowed and hardly meant."""
     settings = look.settings
-    if settings.verify is False and any(node.url.startswith("https") for node in settings.nodes):
+    if settings.verify is False and any(node.uses_tls for node in settings.nodes):
         yield Finding(
             level="warning",
             check="settings",
@@ -77,8 +77,7 @@ def settings_are_safe(look: Look) -> Iterator[Finding]:
             do=f"set lease_ttl to more than {silence:g}",
         )
     for node in settings.nodes:
-        has_key = any(name.lower() == "authorization" for name in node.headers or {})
-        if has_key and node.url.startswith("http:") and not node.local:
+        if not node.local and any(_shows_its_key(*way) for way in _ways_to(node)):
             yield Finding(
                 level="warning",
                 check="settings",
@@ -86,6 +85,17 @@ def settings_are_safe(look: Look) -> Iterator[Finding]:
                 says="its credentials travel unencrypted over http",
                 do="put TLS in front of it and use https",
             )
+
+
+def _ways_to(node: Node) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """The URLs that are asked for it, and what goes there."""
+    yield node.url, node.headers or {}
+    if node.exporter is not None:
+        yield node.exporter, node.exporter_headers or {}
+
+
+def _shows_its_key(url: str, headers: Mapping[str, str]) -> bool:
+    return url.startswith("http:") and any(name.lower() == "authorization" for name in headers)
 
 
 def _source(source: str) -> str:
@@ -396,6 +406,77 @@ def memory_is_known(look: Look) -> Iterator[Finding]:
         )
 
 
+def exporters_are_read(look: Look) -> Iterator[Finding]:
+    """Which nodes' exporters tell their memory, and why the others do not."""
+    for node in look.up:
+        if node.node.exporter is None:
+            continue
+        if not look.settings.vram_monitoring:
+            yield Finding(
+                level="warning",
+                check="memory",
+                nodes=(node.id,),
+                says="its exporter is not read: vram_monitoring is off",
+                do="set vram_monitoring to true, or leave the exporter out",
+            )
+            continue
+        reasons = [
+            reason.removeprefix("exporter: ")
+            for reason in node.vram_reasons
+            if reason.startswith("exporter: ")
+        ]
+        if reasons:
+            yield Finding(
+                level="warning",
+                check="memory",
+                nodes=(node.id,),
+                says=f"its exporter at {node.node.exporter.partition('?')[0]}: "
+                f"{'; '.join(reasons)}",
+                do=_exporters_remedy(reasons),
+            )
+        else:
+            yield _about_an_exporter(node)
+
+
+def _about_an_exporter(node: NodeSnapshot) -> Finding:
+    says = f"{(node.vram_source or 'its exporter').partition(',')[0]} answers"
+    if node.observed_at is not None and node.vram_observed_at is not None:
+        age = max(0.0, node.observed_at - node.vram_observed_at)
+        says += f"; its figures were {'up to ' if age else ''}{age:.0f} s old"
+    return Finding(level="ok", check="memory", nodes=(node.id,), says=says)
+
+
+_EXPORTERS_REMEDIES = (
+    (("pip install",), "pip install 'hydra-llm[gpu]' here"),
+    (
+        ("(401)", "(403)"),
+        'give it credentials: exporter_headers = {Authorization = "Bearer ..."}, or '
+        "http://user:password@host in its URL",
+    ),
+    (("redirects",), "configure the URL it leads to"),
+    (("web page", "no exporter that is known", "status 404"), "check its port and path"),
+    (("machines",), "name the exporter of the node itself, not one that gathers several"),
+    (("certificate",), "trust its certificate: set verify to the path of your CA's file"),
+    (
+        ("no answer", "not answered"),
+        "see whether it hangs; if it is just slow, raise health_check_timeout",
+    ),
+    (
+        ("connection", "no route", "host name"),
+        "see whether it runs there, listens to more than its own machine, and on this port",
+    ),
+    (("clock",), "have both machines set their clocks by NTP"),
+)
+
+
+def _exporters_remedy(reasons: Sequence[str]) -> str:
+    told = "; ".join(reasons)
+    for marks, remedy in _EXPORTERS_REMEDIES:
+        if any(mark in told for mark in marks):
+            return remedy
+    return "see docs/vram.md for what each exporter tells; vram_gb stands in for what it does not"
+
+
 def _easier_way(look: Look, node: NodeSnapshot) -> str:
     """What spares looking up the card's size; nothing does on another machine."""
     if not node.node.local:
@@ -478,6 +559,7 @@ CHECKS: tuple[Check, ...] = (
     models_are_there,
     models_are_alike,
     memory_is_known,
+    exporters_are_read,
     models_are_on_the_gpu,
     contexts_agree,
 )
