@@ -31,10 +31,10 @@ def install(
 
     Asynchronous calls of every `litellm.Router` of the process are served through a callback,
     as LiteLLM's callbacks belong to the process. Synchronous ones of this router are served
-    through LiteLLM's custom strategy, if nothing is lost by that: LiteLLM then no longer
-    chooses by its own strategy anywhere in the router, so where there are groups without
-    Ollama nodes and a strategy other than ``simple-shuffle``, a warning says that synchronous
-    calls stay as they are.
+    through LiteLLM's custom strategy, if nothing is lost by that: from 1.109 on LiteLLM then no
+    longer chooses by its own strategies anywhere in the router. Where that would lose routing
+    plugins, an auto-router, strategies of groups, or a strategy other than ``simple-shuffle`` for
+    groups without Ollama nodes, a warning says that synchronous calls stay as they are.
 
     Args:
         router: the router to serve.
@@ -56,15 +56,15 @@ def install(
     are_nodes = [read_deployment(raw) is not None for raw in router.model_list]
     if strategy not in litellm.callbacks:
         litellm.logging_callback_manager.add_litellm_callback(strategy)
-    if _is_safe_to_replace(router, are_nodes):
+    lost = _what_would_be_lost(router, all(are_nodes))
+    if lost is None:
         plug_in = SyncStrategy(router, strategy)
         register = getattr(router, "register_plugin", None) or router.set_custom_routing_strategy
         register(plug_in)
     else:
         warnings.warn(
-            "synchronous calls are left to LiteLLM's own choice: this router also has groups "
-            f"without Ollama nodes, and LiteLLM {_version()} would lose its "
-            f"{router.routing_strategy!r} for them; use asynchronous calls, or a router each",
+            f"synchronous calls are left to LiteLLM's own choice: this router also has {lost}, "
+            f"which LiteLLM {_version()} would lose; use asynchronous calls, or a router each",
             stacklevel=2,
         )
     return strategy
@@ -124,12 +124,25 @@ def _strategy(hydra: Router | HydraRoutingStrategy | None) -> HydraRoutingStrate
     return instance
 
 
-def _is_safe_to_replace(router: litellm.Router, are_nodes: Sequence[bool]) -> bool:
-    """Whether LiteLLM's own strategy is not needed for what is not ours."""
-    if not hasattr(router, "register_plugin"):
-        return True  # before 1.109 the strategy is replaced for each call, and can be asked
+def _what_would_be_lost(router: Any, only_nodes: bool) -> str | None:
+    """What of a router LiteLLM would no longer heed if it had a custom strategy."""
+    registry = router.registry() if hasattr(router, "registry") else None
+    if registry.plugins("routing") if registry else getattr(router, "routing_plugins", None):
+        return "routing plugins"
+    if registry is None:
+        return None  # before 1.109 the strategy is replaced for each call, and can be asked
+    if any(
+        str(raw["litellm_params"]["model"]).startswith("auto_router/") for raw in router.model_list
+    ):
+        return "an auto-router"
+    if registry.routing_groups() or any(
+        raw["model_info"].get("routing_strategy") for raw in router.model_list
+    ):
+        return "strategies of groups"
     strategy = str(getattr(router.routing_strategy, "value", router.routing_strategy))
-    return strategy == "simple-shuffle" or all(are_nodes)
+    if strategy != "simple-shuffle" and not only_nodes:
+        return f"groups without Ollama nodes under {strategy!r}"
+    return None
 
 
 def _version() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -156,22 +157,64 @@ async def test_a_group_without_ollama_nodes_is_left_alone(
     assert not total(asked(cluster))
 
 
-def test_where_litellms_own_strategy_would_be_lost_synchronous_calls_are_left_to_it(
-    strategy: HydraRoutingStrategy, cluster: SimulatedCluster
+@pytest.mark.parametrize("lost", ["under 'least-busy'", "strategies of groups", "an auto-router"])
+async def test_where_litellms_own_routing_would_be_lost_synchronous_calls_are_left_to_it(
+    strategy: HydraRoutingStrategy, cluster: SimulatedCluster, lost: str
 ) -> None:
-    other = {
-        "model_name": "other",
-        "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "x", "mock_response": "x"},
-    }
-    router = lite_router(model_list=[*deployments(cluster), other], routing_strategy="least-busy")
+    rows = [*deployments(cluster), *clouds("x", "y")]
+    settings: dict[str, Any] = {}
+    if lost == "an auto-router":
+        rows.append(auto_router("smart", "chat"))
+    elif lost == "strategies of groups":
+        group = {"group_name": "some", "models": ["other"], "routing_strategy": "least-busy"}
+        settings = {"routing_groups": [group]}
+    else:
+        settings = {"routing_strategy": "least-busy"}
+    router = lite_router(model_list=rows, **settings)
     if not hasattr(router, "register_plugin"):
         pytest.skip("before LiteLLM 1.109 its own strategy can be asked for the other groups")
 
-    with pytest.warns(UserWarning, match="synchronous calls are left"):
+    with pytest.warns(UserWarning, match=f"synchronous calls are left.* has .*{lost}"):
         install(router, strategy)
 
-    assert router.completion("other", HELLO).choices[0].message.content == "x"
+    assert router.completion("other", HELLO).choices[0].message.content in "xy"
     assert router.completion("chat", HELLO).choices[0].message.content
+    await router.acompletion("chat", HELLO, node_id="b")
+    assert asked(cluster)["b"] >= 1
+
+
+async def test_an_auto_router_chooses_the_group_and_we_the_node(
+    strategy: HydraRoutingStrategy, cluster: SimulatedCluster
+) -> None:
+    router = lite_router(model_list=[*deployments(cluster), auto_router("smart", "chat")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        install(router, strategy)
+
+    for _ in range(3):
+        await router.acompletion("smart", HELLO, node_id="c", max_tokens=3)
+
+    assert asked(cluster) == {"a": 0, "b": 0, "c": 3}
+
+
+async def test_no_routing_plugin_is_passed_by(
+    strategy: HydraRoutingStrategy, cluster: SimulatedCluster
+) -> None:
+    class Nothing:
+        async def run(self, context: Any) -> Any:
+            context.candidate_models = []
+            return context
+
+    router = lite_router(model_list=deployments(cluster), plugins=[Nothing()], num_retries=0)
+    with pytest.warns(UserWarning, match="has routing plugins"):
+        install(router, strategy)
+
+    with pytest.raises(ValueError, match="No deployments left"):
+        await router.acompletion("chat", HELLO)
+    with pytest.raises(ValueError, match="never runs the routing-plugin pipeline"):
+        router.completion("chat", HELLO)
+
+    assert not total(asked(cluster))
 
 
 def test_before_109_litellms_own_strategy_chooses_synchronously_for_other_groups(
@@ -430,6 +473,20 @@ def clouds(*ids: str) -> list[dict[str, Any]]:
         }
         for one in ids
     ]
+
+
+def auto_router(name: str, group: str) -> dict[str, Any]:
+    """A row that stands for LiteLLM's choice among groups, here of one."""
+    return {
+        "model_name": name,
+        "litellm_params": {
+            "model": "auto_router/complexity_router",
+            "complexity_router_config": {
+                "tiers": dict.fromkeys(("SIMPLE", "MEDIUM", "COMPLEX"), group)
+            },
+            "complexity_router_default_model": group,
+        },
+    }
 
 
 def cool_down(router: LiteRouter, deployment: str) -> None:

@@ -147,6 +147,7 @@ def test_a_70b_model_that_fits_nowhere_goes_to_the_machine_with_the_most_room() 
             for one in cluster
         ]
         with routing(*nodes) as router:
+            router.refresh(timeout=30)
             decision = router.explain(BIG, min_vram_gb=35)
             sources = {one["id"]: one["vram_source"] for one in router.get_node_resources()}
 
