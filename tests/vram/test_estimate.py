@@ -232,6 +232,17 @@ def test_a_larger_batch_must_find_room_for_what_ollama_thinks_it_costs(
     assert automatic_batch(40_000, predicted * MIB, available * MIB) == batch
 
 
+def test_a_batch_that_may_turn_out_smaller_lowers_the_lower_bound() -> None:
+    def least(**more: Any) -> float:
+        need = estimate(llama(), LLAMA_BYTES, 40_000, **more)
+        [compute] = [part for part in need.parts if part.name == "compute"]
+        return compute.low_bytes / compute.bytes
+
+    assert least() < 0.3
+    assert least(available_bytes=64 << 30) == pytest.approx(0.85)
+    assert least(num_batch=2048) == pytest.approx(0.85)
+
+
 def test_embedding_models_take_batches_as_long_as_their_context() -> None:
     assert estimate(SHAPES["nomic-embed-text"], None, 2048).batch == 2048
     told = {**llama(), "capabilities": ["embedding"]}
@@ -268,6 +279,14 @@ def test_without_a_gpu_it_is_system_memory_that_is_needed() -> None:
     assert need.total_bytes == need.host_bytes >= LLAMA_BYTES + need.kv_bytes()
     assert need.part("overhead") == 0
     assert need.gpu_bytes(33) == 0
+
+
+@pytest.mark.parametrize("model", ["gemma3-4b", "llama3.1-8b"])
+def test_without_a_gpu_an_embedding_is_there_once(model: str) -> None:
+    shape = SHAPES[model]
+    need = estimate(shape, None, 8192, gpus=0)
+
+    assert need.part("weights") + need.part("token embedding") == shape.weights.all
 
 
 def test_layers_are_left_on_the_host_from_the_first_on() -> None:
