@@ -92,7 +92,7 @@ def run(paths: Sequence[Path], way: str) -> dict[str, dict[str, Result]]:
             _WAY: way,
             _RESULTS: str(results),
         }
-        said = subprocess.run(
+        done = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-q", "-p", "upstream", "-p", "no:cacheprovider"),
                 *("-c", str(settings), f"--rootdir={os.path.commonpath(folders)}"),
@@ -104,9 +104,10 @@ def run(paths: Sequence[Path], way: str) -> dict[str, dict[str, Result]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
-        ).stdout
+        )
         if not results.exists():
-            sys.exit(said.decode(errors="replace"))
+            said = done.stdout.decode(errors="replace")
+            raise RuntimeError(f"pytest ended with {done.returncode}: {said}")
         read = json.loads(results.read_text())
     return {
         file: {name: Result(**about) for name, about in tests.items()}
