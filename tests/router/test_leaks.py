@@ -416,13 +416,14 @@ def test_a_request_interrupted_in_the_line_gives_up_its_place(
         node.inject(HangFault())
     with Client(router=router) as client, ThreadPoolExecutor(4) as workers:
         jobs = [workers.submit(client.chat, MODEL, MESSAGES) for _ in range(4)]
-        until(lambda: len(chats(cluster)) == 4)
-        with interrupted_when(lambda: router.waiting == 1):
-            client.chat(MODEL, MESSAGES)
-        assert (router.in_flight, router.waiting) == (4, 0)
-
-        for node in cluster:
-            node.kill()
+        try:
+            until(lambda: len(chats(cluster)) == 4)
+            with interrupted_when(lambda: router.waiting == 1):
+                client.chat(MODEL, MESSAGES)
+            assert (router.in_flight, router.waiting) == (4, 0)
+        finally:  # or a failure would wait for jobs that never end
+            for node in cluster:
+                node.kill()
         for job in jobs:
             assert isinstance(job.exception(), ConnectionError)
 
