@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +124,20 @@ def most_at_once(node: SimulatedNode) -> int:
         held += step
         most = max(most, held)
     return most
+
+
+@contextmanager
+def full_queue() -> Iterator[int]:
+    """A port where connections are not even accepted: the queue for them is full."""
+    with closing(socket.socket()) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        waiting = [socket.socket() for _ in range(8)]
+        try:
+            for one in waiting:
+                one.setblocking(False)
+                one.connect_ex(listening.getsockname())
+            yield int(listening.getsockname()[1])
+        finally:
+            for one in waiting:
+                one.close()

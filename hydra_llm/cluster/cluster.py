@@ -690,14 +690,7 @@ class Cluster:
         self._budget.deposit(now)
         before = self._demand.get(request.model, Demand())
         rate = before.rate(now) + 1.0 / DEMAND_MEMORY_SECONDS
-        self._demand[request.model] = Demand(
-            per_second=rate,
-            seen_at=now,
-            warm_nodes=before.warm_nodes,
-            output_tokens=before.output_tokens,
-            seen_bytes=before.seen_bytes,
-            seen_context=before.seen_context,
-        )
+        self._demand[request.model] = replace(before, per_second=rate, seen_at=now)
 
     def _count_warm_nodes(self) -> None:
         """Bring the demand table up to date after a change of what is loaded where."""

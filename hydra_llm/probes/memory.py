@@ -7,6 +7,7 @@ which names them best first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -14,6 +15,9 @@ from typing import NamedTuple, Protocol
 from hydra_llm.types import GB, Device, LoadedModel, Node
 
 __all__ = ["SOURCES", "Evidence", "MemorySource", "VramFigures", "vram_figures"]
+
+SHARES_HOST_MEMORY = re.compile(r"\b(GB10|N1X?|Tegra|Jetson|Orin|Thor|Xavier)\b", re.IGNORECASE)
+"""Chips whose GPU has no memory of its own; some report a small pool that is not the limit."""
 
 GPU_OVERHEAD_BYTES = 457 << 20
 """CUDA context and the like, per loaded model, which ``/api/ps`` does not count."""

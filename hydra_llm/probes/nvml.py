@@ -6,7 +6,6 @@ Whatever fails is a reason, never an exception. A GPU that is lost is unknown, n
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra_llm.probes.host import read_uncut
+from hydra_llm.probes.memory import SHARES_HOST_MEMORY
 from hydra_llm.probes.programs import Programs
 from hydra_llm.types import Device, DeviceProcess, HostMemory
 
@@ -46,8 +46,6 @@ _MEANINGS = {
     999: "unknown error",
 }
 
-_SHARES_HOST_MEMORY = re.compile(r"\b(GB10|N1X?|Tegra|Jetson|Orin|Thor|Xavier)\b", re.IGNORECASE)
-"""Chips whose GPU has no memory of its own; some report a small pool that is not the limit."""
 
 NO_PIDS = "NVML: processes are not told: PIDs differ in this container; give it --pid=host"
 
@@ -157,7 +155,7 @@ class NvmlReader:
             if _code(error) != NOT_SUPPORTED:
                 raise
             return None
-        return None if not memory.total or _SHARES_HOST_MEMORY.search(name) else memory
+        return None if not memory.total or SHARES_HOST_MEMORY.search(name) else memory
 
     def _unified(self, key: str, name: str, now: float) -> Device:
         host = self._host(now)

@@ -105,6 +105,10 @@ class Chooser:
         """The wires are no longer good."""
         self._groups = {}
 
+    def has_nodes(self, healthy: Sequence[Any]) -> bool:
+        """Whether some deployments are Ollama nodes."""
+        return any(self._reader.read(raw) is not None for raw in healthy)
+
     # ------------------------------------------------------------------- choosing
 
     def choose(

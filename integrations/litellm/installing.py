@@ -224,9 +224,7 @@ class SyncStrategy(CustomRoutingStrategyBase):
     def _replaces(self, deployments: Sequence[Any]) -> bool:
         """Whether LiteLLM's own choice among some deployments is ours to make."""
         # From 1.109 on LiteLLM's choice cannot be asked any more, once there is a custom strategy.
-        return hasattr(self._router, "registry") or any(
-            read_deployment(raw) is not None for raw in deployments
-        )
+        return hasattr(self._router, "registry") or self._strategy.has_nodes(deployments)
 
     def _not_cooled_down(self, model: str, deployments: Sequence[Any]) -> list[Any]:
         """Leave out what LiteLLM has put aside: of synchronous calls a strategy is given all."""

@@ -124,6 +124,10 @@ class HydraRoutingStrategy(CustomLogger):
                 request["client"] = flight.wires.handler(flight.dispatch)
         return left
 
+    def has_nodes(self, deployments: Sequence[Any]) -> bool:
+        """Whether some of LiteLLM's deployments are Ollama nodes."""
+        return self._chooser.has_nodes(deployments)
+
     def forget(self, request: Mapping[str, Any]) -> None:
         """Put the place of a choice back whose end nobody will tell."""
         flight = self._flight(request)

@@ -24,6 +24,7 @@ from hydra_llm.probes.collector import Collector
 from hydra_llm.probes.thread import Errands
 from hydra_llm.testing import HtmlFault, HugeFault, PsFault, SimulatedNode, StatusFault
 from hydra_llm.types import Node, Observation
+from tests.helpers import full_queue
 
 LLAMA = "llama3.2:3b"
 
@@ -88,19 +89,9 @@ def mute() -> Iterator[Node]:
 
 @contextmanager
 def black_hole() -> Iterator[Node]:
-    """Connections are not even accepted: the queue for them is full."""
-    with closing(socket.socket()) as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        try:
-            for one in waiting:
-                one.setblocking(False)
-                one.connect_ex(listening.getsockname())
-            yield Node(f"http://127.0.0.1:{listening.getsockname()[1]}", id="hole")
-        finally:
-            for one in waiting:
-                one.close()
+    """Connections are not even accepted."""
+    with full_queue() as port:
+        yield Node(f"http://127.0.0.1:{port}", id="hole")
 
 
 def refusing() -> Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import statistics
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 
 from hydra_llm import Client, Node, Router
 from hydra_llm.testing import SimulatedCluster
+from tests.helpers import full_queue
 from tests.router.conftest import MODEL, make_router
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -22,16 +22,8 @@ LIMIT_SECONDS = 0.005
 @contextmanager
 def black_hole() -> Iterator[Node]:
     """An address that answers no connection attempt: its queue of connections is full."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        address = listener.getsockname()
-        for _ in range(8):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(address)
-        yield Node(f"http://127.0.0.1:{address[1]}", id="hole", vram_gb=80)
+    with full_queue() as port:
+        yield Node(f"http://127.0.0.1:{port}", id="hole", vram_gb=80)
 
 
 def wait_until_down(router: Router, node_id: str) -> None:

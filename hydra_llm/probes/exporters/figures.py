@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from hydra_llm.probes.exporters.page import Page
+from hydra_llm.probes.memory import SHARES_HOST_MEMORY
 from hydra_llm.types import Device, DeviceProcess, HostMemory
 
 MIB = 1 << 20
@@ -16,10 +17,7 @@ MOST_BYTES = 1 << 46
 """No device has 64 TiB. Above lie the marks that NVIDIA's DCGM puts for "no value": 2^31 - 16
 and on in a field of MiB, 2^47 and on, and 2^63 - 14 and on."""
 
-SHARES_HOST_MEMORY = re.compile(
-    r"\b(GB10|N1X?|Tegra|Jetson|Orin|Thor|Xavier|Apple)\b", re.IGNORECASE
-)
-"""Chips whose GPU has no memory of its own; some report a small pool that is not the limit."""
+APPLE = re.compile(r"\bApple\b", re.IGNORECASE)
 
 OLLAMAS_PROGRAMS = ("ollama", "llama-server")
 """As the programs' names begin; runners are called ``llama-server`` since 0.30."""
@@ -132,7 +130,7 @@ def on_host_memory(device: Device, host: HostMemory | None) -> Device:
 
     Only chips known for it: a card that has fallen off the bus has no figures either.
     """
-    if not SHARES_HOST_MEMORY.search(device.name):
+    if not (SHARES_HOST_MEMORY.search(device.name) or APPLE.search(device.name)):
         return device
     total = None if host is None else host.total_bytes
     free = None if host is None else host.available_bytes

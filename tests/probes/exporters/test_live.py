@@ -18,6 +18,7 @@ from hydra_llm import HydraSettings, Node, Router
 from hydra_llm.probes.collector import Collector
 from hydra_llm.testing import SimulatedCluster, SimulatedModel, SimulatedNode
 from hydra_llm.types import GB, Observation
+from tests.helpers import full_queue
 
 MIB = 1 << 20
 BIG = "llama3.1:70b"
@@ -320,19 +321,9 @@ def test_a_slow_page_comes_in_with_the_round_after_it(ollama: SimulatedNode) -> 
 
 @contextmanager
 def unanswered() -> Iterator[str]:
-    """A port where connections are not even accepted: the queue for them is full."""
-    with closing(socket.socket()) as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        try:
-            for one in waiting:
-                one.setblocking(False)
-                one.connect_ex(listening.getsockname())
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            for one in waiting:
-                one.close()
+    """A port where connections are not even accepted."""
+    with full_queue() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
