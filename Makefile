@@ -17,6 +17,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
 # The oldest that the extra allows, one between, and the last before LiteLLM's compiled core.
+# Of these, 1.106.2 needs mcp for tools and responses, but does not ask for it.
 VERSIONS ?= 1.100.5 1.106.2 1.109.3
 PER_VERSION := $(addprefix tests/litellm/,test_routing.py test_failover.py test_leases.py test_words.py provider)
 
@@ -59,7 +60,7 @@ versions: ## run LiteLLM's tests on older versions of it; VERSIONS="1.106.2" cho
 			$(PYTHON) -m venv --clear $(VENV)/litellm-$$version && \
 			$(VENV)/litellm-$$version/bin/python -m pip --disable-pip-version-check --quiet --quiet install \
 				--editable '.[cli,litellm,redis]' "litellm==$$version" \
-				hypothesis pytest pytest-asyncio pytest-timeout && \
+				hypothesis mcp pytest pytest-asyncio pytest-recording pytest-timeout && \
 			touch $(VENV)/litellm-$$version/.made; } || exit 1; \
 		$(VENV)/litellm-$$version/bin/python -m pytest -q $(PER_VERSION) $(ARGS) || exit 1; \
 	done

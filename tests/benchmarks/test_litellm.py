@@ -1,4 +1,4 @@
-"""What our choice costs inside LiteLLM, beside its own simple-shuffle, in pairs. No assertions."""
+"""What our choice costs inside LiteLLM, beside its simple-shuffle, in pairs. No assertions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import litellm
 import pytest
+from litellm.integrations.custom_logger import CustomLogger
 
 from hydra_llm import HydraSettings, Node, Router
 from hydra_llm.integrations.litellm import HydraRoutingStrategy, install, uninstall
@@ -47,17 +49,24 @@ def model_list(urls: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def without_ours(router: LiteRouter, strategy: HydraRoutingStrategy) -> Any:
-    """Have our callback away while LiteLLM's own choice is timed."""
+class Nothing(CustomLogger):
+    """A callback that leaves every choice to LiteLLM: what being asked costs by itself."""
 
-    class Away:
-        def __enter__(self) -> None:
-            litellm.callbacks.remove(strategy)
+    async def async_filter_deployments(self, *args: Any, **named: Any) -> Any:
+        return named["healthy_deployments"] if "healthy_deployments" in named else args[1]
 
-        def __exit__(self, *error: object) -> None:
-            litellm.callbacks.append(strategy)
 
-    return Away()
+@contextmanager
+def instead_of(strategy: HydraRoutingStrategy, *others: CustomLogger) -> Iterator[None]:
+    """Have other callbacks in our place, or none."""
+    litellm.callbacks.remove(strategy)
+    litellm.callbacks.extend(others)
+    try:
+        yield
+    finally:
+        for one in others:
+            litellm.callbacks.remove(one)
+        litellm.callbacks.append(strategy)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +83,8 @@ def hundred() -> Iterator[SimulatedCluster]:
 def test_choosing_inside_litellm(benchmark: Any, hundred: SimulatedCluster, count: int) -> None:
     nodes = [Node(node.url, id=node.id, vram_gb=24) for node in list(hundred)[:count]]
     settings = HydraSettings(nodes=nodes, vram_monitoring=False, health_check_interval=600)
-    times: dict[str, list[float]] = {"shuffle": [], "hydra": []}
+    times: dict[str, list[float]] = {"shuffle": [], "nothing": [], "hydra": []}
+    nothing = Nothing()
     with Router(settings=settings, clock=time.monotonic) as hydra:
         hydra.refresh(timeout=30)
         plain = lite_router(model_list=model_list([node.url for node in nodes]))
@@ -92,11 +102,11 @@ def test_choosing_inside_litellm(benchmark: Any, hundred: SimulatedCluster, coun
 
         async def both() -> None:
             for _ in range(ROUNDS + WARM_UP):
-                for name in random.sample(("shuffle", "hydra"), 2):
+                for name in random.sample(sorted(times), 3):
                     if name == "hydra":
                         times[name].append(await choose(ours))
                     else:
-                        with without_ours(plain, strategy):
+                        with instead_of(strategy, *([nothing] if name == "nothing" else [])):
                             times[name].append(await choose(plain))
 
         gc.collect()
@@ -131,7 +141,7 @@ def test_a_call_through_litellm(benchmark: Any, urls: list[str], router: Router,
                 if name == "hydra":
                     times[name].append(await call(ours))
                 else:
-                    with without_ours(plain, strategy):
+                    with instead_of(strategy):
                         times[name].append(await call(plain))
 
     benchmark.pedantic(lambda: asyncio.run(both()), rounds=1)
@@ -140,10 +150,10 @@ def test_a_call_through_litellm(benchmark: Any, urls: list[str], router: Router,
 
 
 def report(title: str, times: dict[str, list[float]]) -> None:
-    shuffle, hydra = (times[name][WARM_UP:] for name in ("shuffle", "hydra"))
-    difference = statistics.median(h - s for s, h in zip(shuffle, hydra, strict=True))
-    medians = [statistics.median(one) * 1e3 for one in (shuffle, hydra)]
-    PAIRED.append(
-        f"{title}: simple-shuffle {medians[0]:.3f} ms, hydra {medians[1]:.3f} ms; "
-        f"median of the paired differences {difference * 1e3:+.3f} ms"
-    )
+    counted = {name: values[WARM_UP:] for name, values in times.items()}
+    shuffle = counted.pop("shuffle")
+    line = f"{title}: simple-shuffle {statistics.median(shuffle) * 1e3:.3f} ms"
+    for name, values in counted.items():
+        difference = statistics.median(v - s for s, v in zip(shuffle, values, strict=True))
+        line += f"; {name} {statistics.median(values) * 1e3:.3f} ms ({difference * 1e3:+.3f} paired)"
+    PAIRED.append(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import warnings
 from collections.abc import Awaitable, Callable
@@ -94,6 +95,10 @@ async def test_an_asynchronous_call_goes_to_the_pinned_node(
 def test_a_synchronous_call_goes_to_the_pinned_node(
     routed: LiteRouter, cluster: SimulatedCluster, hydra: Router, kind: str, node: str
 ) -> None:
+    inside = getattr(routed, "_embedding", None) if kind == "embedding" else None
+    if inside is not None and "request_kwargs" not in inspect.getsource(inside):
+        pytest.skip("this LiteLLM says nothing of a synchronous embedding's request")
+
     answer = SYNC[kind](routed, node_id=node, prefer_local=False)
 
     assert asked(cluster) == {one.id: int(one.id == node) for one in cluster}
