@@ -188,7 +188,8 @@ def _cannot_listen(agent: Agent, error: OSError) -> str:
     where = f"cannot listen on {agent.host}, port {agent.port}"
     if error.errno == errno.EADDRINUSE:
         return f"{where}: another program does; name another --port"
-    if error.errno == errno.EADDRNOTAVAIL:
+    # From Python 3.12.3 on asyncio tries the next address then, and at the end tells no number.
+    if error.errno in (errno.EADDRNOTAVAIL, None):
         return f"{where}: --host is no address of this machine"
     # asyncio puts a sentence of its own into strerror.
-    return f"{where}: {os.strerror(error.errno) if error.errno else type(error).__name__}"
+    return f"{where}: {os.strerror(error.errno)}"

@@ -239,6 +239,12 @@ def test_an_address_of_another_machine_is_told() -> None:
         run_agent(Agent(host="192.0.2.1", port=0, token=SecretStr("t")), say=print)
 
 
+def test_so_it_is_where_python_tells_no_number() -> None:
+    error = OSError("could not bind on any address out of [('192.0.2.1', 0)]")
+
+    assert "no address of this machine" in running._cannot_listen(Agent(), error)
+
+
 def test_the_token_is_in_no_repr() -> None:
     assert "s3cret" not in repr(Agent(token=SecretStr("s3cret")))
 

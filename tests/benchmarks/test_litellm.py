@@ -49,7 +49,7 @@ def model_list(urls: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-class Nothing(CustomLogger):
+class Nothing(CustomLogger):  # type: ignore[misc]
     """A callback that leaves every choice to LiteLLM: what being asked costs by itself."""
 
     async def async_filter_deployments(self, *args: Any, **named: Any) -> Any:
@@ -155,5 +155,7 @@ def report(title: str, times: dict[str, list[float]]) -> None:
     line = f"{title}: simple-shuffle {statistics.median(shuffle) * 1e3:.3f} ms"
     for name, values in counted.items():
         difference = statistics.median(v - s for s, v in zip(shuffle, values, strict=True))
-        line += f"; {name} {statistics.median(values) * 1e3:.3f} ms ({difference * 1e3:+.3f} paired)"
+        line += (
+            f"; {name} {statistics.median(values) * 1e3:.3f} ms ({difference * 1e3:+.3f} paired)"
+        )
     PAIRED.append(line)
