@@ -569,6 +569,8 @@ class _NodeTable(BaseModel):
     local: bool | None = None
     slots: Annotated[int, Field(ge=1), _Number] | None = None
     exporter_headers: dict[str, str] | None = None
+    kv_cache_type: str | None = None
+    max_loaded_models: Annotated[int, Field(ge=1), _Number] | None = None
 
 
 _IS_JSON = re.compile(r"""\s*\[\s*[{"\]]""")

@@ -12,10 +12,12 @@ The sync and async doors share it; all that they do themselves is wait and move 
 
 from __future__ import annotations
 
+import asyncio
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx
@@ -53,6 +55,14 @@ _PREFIX = HEADER_PREFIX.encode()
 
 AUTHORIZATION_EXTENSION = "hydra_authorization"
 """Request extension: its ``Authorization`` header is meant for every node."""
+
+
+class Droppable(Protocol):
+    """An answer on its way."""
+
+    def let_go(self) -> None:
+        """Nobody waits for it any more."""
+        ...
 
 
 class Dispatch:
@@ -95,6 +105,7 @@ class Dispatch:
         self._finished_at: float | None = None
         self._last_error: NodeError | None = None
         self._decision: RoutingDecision | None = None
+        self._stream: weakref.ref[Droppable] | None = None
         self._chain = self._prompt_chain()
         tried: frozenset[str] = frozenset()
         if restart_of is not None:
@@ -246,6 +257,15 @@ class Dispatch:
         """As :meth:`put_back`, for finalizers: takes no lock, and effect within a second."""
         if self._lease is not None and self._finished_at is None:
             self._cluster.abandon(self._lease)
+
+    def streams(self, stream: Droppable | None) -> None:
+        """Its answer comes by that stream, which is let go of when it is cancelled."""
+        self._stream = None if stream is None else weakref.ref(stream)
+
+    def drop(self, response: httpx.Response, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """As :meth:`abandon`, while its answer was on its way; the connection is let go of too."""
+        self.abandon()
+        self._router._pools.drop(response, loop)
 
     @property
     def is_held(self) -> bool:
@@ -401,6 +421,9 @@ class Dispatch:
         self._finished_at = self._clock()
         self._note("cancelled")
         self._cluster.release(self.lease)
+        stream = None if self._stream is None else self._stream()
+        if stream is not None:
+            stream.let_go()
         self._router._decided(self)
 
     def failed(self, error: NodeError) -> None:

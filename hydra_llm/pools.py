@@ -10,7 +10,9 @@ import asyncio
 import os
 import ssl
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -41,6 +43,7 @@ class Pools:
             tuple[httpx.AsyncHTTPTransport, AsyncGenerator[None, None]],
         ] = {}
         self._process = os.getpid()
+        self._dropped: deque[httpx.Response] = deque()
 
     def ssl_context(self) -> ssl.SSLContext:
         """The TLS context that all pools share."""
@@ -98,10 +101,33 @@ class Pools:
                 self._async.pop(loop, None)
             await pool.aclose()
 
+    def drop(self, response: httpx.Response, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """
+        Close an answer that nobody reads any more, soon: httpcore keeps its connection for ever.
+
+        For finalizers, which run in any thread and in the middle of anything.
+
+        Args:
+            response: what was left.
+            loop: whose pool it is of; None for the sync one, see :meth:`close_dropped`.
+        """
+        if loop is None:
+            self._dropped.append(response)
+            return
+        with suppress(RuntimeError):  # the loop is closed, and its sockets with it
+            loop.call_soon_threadsafe(_close_soon, loop, response)
+
+    def close_dropped(self) -> None:
+        """Close what :meth:`drop` was given of the sync pool."""
+        while self._dropped:
+            with suppress(IndexError, httpx.HTTPError, OSError):
+                self._dropped.popleft().close()
+
     def _forget_the_parents(self) -> None:
         """After a fork the sockets are the parent's: neither use nor close them."""
         with self._lock:
             self._sync, self._async, self._process = None, {}, os.getpid()
+            self._dropped.clear()
 
     def close(self) -> None:
         """Close the sync pool, and the async pools as far as their loops can still do it."""
@@ -123,6 +149,20 @@ class Pools:
         if held is not None:
             await held[1].aclose()
         self.close()
+
+
+_closing: set[asyncio.Task[None]] = set()
+"""A loop itself remembers its tasks weakly."""
+
+
+def _close_soon(loop: asyncio.AbstractEventLoop, response: httpx.Response) -> None:
+    async def close() -> None:
+        with suppress(httpx.HTTPError, OSError):
+            await response.aclose()
+
+    task = loop.create_task(close())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
 
 
 class HandshakeGuard:

@@ -159,6 +159,8 @@ class Router:
             ssl_context=self._pools.ssl_context if _uses_tls(self._configured) else None,
         )
         collector.add_tick(lambda: (call := tick()) and call())
+        close_dropped = weakref.WeakMethod(self._pools.close_dropped)
+        collector.add_tick(lambda: (call := close_dropped()) and call())
         self._finalizer = weakref.finalize(self, collector.stop)
         return collector
 
@@ -436,7 +438,8 @@ class Router:
             causes_load=causes_load,
             load_seconds=load_seconds,
             expected_seconds=alone_seconds(request, node, moment),
-            reserved_bytes=fit.need_bytes if causes_load else 0,
+            reserved_bytes=fit.reserved_bytes if causes_load else 0,
+            size_bytes=fit.need_bytes if causes_load else 0,
             evicts=frozenset(fit.victims) if causes_load else frozenset(),
             options=request.options,
             context_length=context,

@@ -5,6 +5,7 @@ A routed stream owns its lease until it is closed. Sync and async stand beside e
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 
@@ -28,6 +29,7 @@ class RoutedStream(httpx.SyncByteStream):
         self._source = iter(response.stream)
         self._reader = AnswerReader(dispatch.call.framing)
         self._held: list[bytes] = []
+        dispatch.streams(self)
 
     def open(self) -> None:
         """Read on until the first part is whole; an error before that is not committed."""
@@ -49,32 +51,37 @@ class RoutedStream(httpx.SyncByteStream):
             raise error_of_exception(self._dispatch.node, exc) from exc
 
     def __iter__(self) -> Iterator[bytes]:
-        dispatch, reader = self._dispatch, self._reader
-        received = dispatch.lease.renew_at(dispatch.clock)
-        for data in self._held:
-            if reader.is_complete:
-                dispatch.complete(reader.usage)
-            yield data
-        self._held.clear()
-        while True:
-            before = reader.parts
-            try:
-                part = self._next()
+        try:
+            dispatch, reader = self._dispatch, self._reader
+            received = dispatch.lease.renew_at(dispatch.clock)
+            for data in self._held:
+                if reader.is_complete:
+                    dispatch.complete(reader.usage)
+                yield data
+            self._held.clear()
+            while True:
+                before = reader.parts
+                try:
+                    part = self._next()
+                    if part is None:
+                        reader.end()
+                    else:
+                        reader.feed(part)
+                    if part is None or reader.error is not None or reader.is_too_long:
+                        check_part(dispatch, reader, ended=part is None)
+                except NodeError as error:
+                    self._response.close()
+                    raise dispatch.broken(error, before) from None
+                if reader.is_complete:
+                    dispatch.complete(reader.usage)
                 if part is None:
-                    reader.end()
-                else:
-                    reader.feed(part)
-                if part is None or reader.error is not None or reader.is_too_long:
-                    check_part(dispatch, reader, ended=part is None)
-            except NodeError as error:
-                self._response.close()
-                raise dispatch.broken(error, before) from None
-            if reader.is_complete:
-                dispatch.complete(reader.usage)
-            if part is None:
-                return
-            received()
-            yield part
+                    return
+                received()
+                yield part
+        except GeneratorExit:
+            if not self._reader.is_complete:
+                self.let_go()
+            raise
 
     def close(self) -> None:
         """Let go of the node: the connection is kept if the answer was complete."""
@@ -84,8 +91,18 @@ class RoutedStream(httpx.SyncByteStream):
             with suppress(httpx.HTTPError):
                 next(self._source, None)
         else:
+            self._dispatch.streams(None)  # it lets go of itself
             self._dispatch.cancelled()
         self._response.close()
+
+    def let_go(self) -> None:
+        """Nobody waits for it any more, says who sees that first; from any thread."""
+        if not self._response.is_closed:
+            self._dispatch.drop(self._response)
+
+    def __del__(self) -> None:
+        # Dropped without a word.
+        self.let_go()
 
 
 class AsyncRoutedStream(httpx.AsyncByteStream):
@@ -98,6 +115,8 @@ class AsyncRoutedStream(httpx.AsyncByteStream):
         self._source = response.stream.__aiter__()
         self._reader = AnswerReader(dispatch.call.framing)
         self._held: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+        dispatch.streams(self)
 
     async def open(self) -> None:
         """Read on until the first part is whole; an error before that is not committed."""
@@ -121,32 +140,38 @@ class AsyncRoutedStream(httpx.AsyncByteStream):
             raise error_of_exception(self._dispatch.node, exc) from exc
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        dispatch, reader = self._dispatch, self._reader
-        received = dispatch.lease.renew_at(dispatch.clock)
-        for data in self._held:
-            if reader.is_complete:
-                dispatch.complete(reader.usage)
-            yield data
-        self._held.clear()
-        while True:
-            before = reader.parts
-            try:
-                part = await self._next()
+        try:
+            dispatch, reader = self._dispatch, self._reader
+            received = dispatch.lease.renew_at(dispatch.clock)
+            for data in self._held:
+                if reader.is_complete:
+                    dispatch.complete(reader.usage)
+                yield data
+            self._held.clear()
+            while True:
+                before = reader.parts
+                try:
+                    part = await self._next()
+                    if part is None:
+                        reader.end()
+                    else:
+                        reader.feed(part)
+                    if part is None or reader.error is not None or reader.is_too_long:
+                        check_part(dispatch, reader, ended=part is None)
+                except NodeError as error:
+                    await self._response.aclose()
+                    raise dispatch.broken(error, before) from None
+                if reader.is_complete:
+                    dispatch.complete(reader.usage)
                 if part is None:
-                    reader.end()
-                else:
-                    reader.feed(part)
-                if part is None or reader.error is not None or reader.is_too_long:
-                    check_part(dispatch, reader, ended=part is None)
-            except NodeError as error:
-                await self._response.aclose()
-                raise dispatch.broken(error, before) from None
-            if reader.is_complete:
-                dispatch.complete(reader.usage)
-            if part is None:
-                return
-            received()
-            yield part
+                    return
+                received()
+                yield part
+        except GeneratorExit:
+            # An event loop closes generators that were dropped, and forgets them only later.
+            if not self._reader.is_complete:
+                self.let_go()
+            raise
 
     async def aclose(self) -> None:
         """Let go of the node: the connection is kept if the answer was complete."""
@@ -156,8 +181,18 @@ class AsyncRoutedStream(httpx.AsyncByteStream):
             with suppress(StopAsyncIteration, httpx.HTTPError):
                 await self._source.__anext__()
         else:
+            self._dispatch.streams(None)  # it lets go of itself
             self._dispatch.cancelled()
         await self._response.aclose()
+
+    def let_go(self) -> None:
+        """Nobody waits for it any more, says who sees that first; from any thread."""
+        if not self._response.is_closed:
+            self._dispatch.drop(self._response, self._loop)
+
+    def __del__(self) -> None:
+        # Dropped without a word, as LiteLLM does when a client leaves in the middle.
+        self.let_go()
 
 
 class ClosingStream(httpx.SyncByteStream):

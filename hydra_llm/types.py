@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from hydra_llm.exceptions import ConfigurationError
+from hydra_llm.vram.layers import KV_BYTES
+from hydra_llm.vram.shape import ModelShape
 
 __all__ = [
     "Attempt",
@@ -80,6 +82,8 @@ class Node:
         headers: sent to this node and to no other, e.g. ``{"Authorization": "Bearer ..."}``.
         local: whether it is this machine; found from the host name when not given.
         slots: its ``OLLAMA_NUM_PARALLEL``; learned when not given.
+        kv_cache_type: its ``OLLAMA_KV_CACHE_TYPE``; ``f16`` is what Ollama takes by itself.
+        max_loaded_models: its ``OLLAMA_MAX_LOADED_MODELS``; three for each GPU when not given.
         exporter_headers: sent to the exporter and to nobody else, e.g. the agent's token as
             ``{"Authorization": "Bearer ..."}``.
 
@@ -98,6 +102,8 @@ class Node:
     local: bool | None = None
     slots: int | None = None
     exporter_headers: Mapping[str, str] | None = None
+    kv_cache_type: str | None = None
+    max_loaded_models: int | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -120,8 +126,15 @@ class Node:
                 raise ConfigurationError(
                     f"node {self.id!r}: {name} must be a number of decimal GB, not {value!r}"
                 )
-        if self.slots is not None and self.slots < 1:
-            raise ConfigurationError(f"node {self.id!r}: slots must be at least 1")
+        for name in ("slots", "max_loaded_models"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"node {self.id!r}: {name} must be at least 1")
+        if self.kv_cache_type is not None and self.kv_cache_type not in KV_BYTES:
+            raise ConfigurationError(
+                f"node {self.id!r}: kv_cache_type must be one of {', '.join(KV_BYTES)}, "
+                f"not {self.kv_cache_type!r}"
+            )
 
     @property
     def host(self) -> str:
@@ -346,8 +359,10 @@ class InstalledModel:
     an old server that does not say."""
     context_length: int | None = None
     """The context it was trained with; Ollama clamps ``num_ctx`` to it."""
-    kv_bytes_per_token: int | None = None
-    """Key/value cache per token of context and slot at 16 bits."""
+    shape: ModelShape | None = None
+    """What decides how much memory it takes; None until ``/api/show`` has told."""
+    weights_file: str = ""
+    """The name of its weights' file, by which Ollama picks among models to unload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +377,8 @@ class LoadedModel:
     """Context per slot: what a request's ``num_ctx`` is compared with."""
     expires_at: float | None = None
     """Unix time at which it will be unloaded if idle; stale while it generates."""
+    keep_alive_seconds: float | None = None
+    """How long it stays when idle, as far as ``expires_at`` has shown; infinite: for ever."""
     options: RunnerOptions = NO_OPTIONS
     """What this router knows of the options it was started with."""
 
@@ -546,10 +563,6 @@ class Demand:
     """Healthy nodes that have it loaded."""
     output_tokens: float | None = None
     """Mean length of its answers, whichever node gave them."""
-    seen_bytes: int | None = None
-    """Memory it took when it was last seen loaded somewhere ..."""
-    seen_context: int | None = None
-    """... and the context it had then."""
 
     def rate(self, now: float) -> float:
         """Requests per second as of ``now``."""
@@ -604,6 +617,8 @@ class NodeSnapshot:
     load_bytes_per_second: float | None = None
     bytes_per_second: float | None = None
     """Effective memory bandwidth, from the decode rates seen here."""
+    need_ratios: Mapping[str, float] = field(default_factory=dict)
+    """Of models seen loaded here: what they took, as a part of what was expected."""
 
     @property
     def id(self) -> str:
@@ -690,6 +705,9 @@ class Placement:
     expected_seconds: float = 0.0
     """Expected prefill and decode."""
     reserved_bytes: int = 0
+    """GPU memory that the load will take."""
+    size_bytes: int = 0
+    """What the runner will take in all, system memory included."""
     evicts: frozenset[str] = frozenset()
     options: RunnerOptions = NO_OPTIONS
     context_length: int | None = None

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hydra_llm.types import (
     RunningRequest,
     canonical_model_name,
 )
+from hydra_llm.vram import ModelShape
 
 PROXY_PYTHON = (
     Path(__file__).parents[1]
@@ -36,17 +38,35 @@ BIG = "mistral-small:24b"
 SIZES_GB = {LLAMA: 2.0, "qwen3:8b": 5.2, "gemma3:12b": 8.1, BIG: 14.0}
 
 
+@lru_cache(maxsize=256)
+def shape_of(size_bytes: int) -> ModelShape:
+    """A Llama of so many bytes, with 65,536 bytes of key/value cache a token."""
+    about = {
+        "general.architecture": "llama",
+        "llama.block_count": 32,
+        "llama.context_length": 32_768,
+        "llama.embedding_length": 2048,
+        "llama.feed_forward_length": 8192,
+        "llama.attention.head_count": 32,
+        "llama.attention.head_count_kv": 8,
+        "llama.vocab_size": 128_256,
+    }
+    return ModelShape.from_show({"model_info": about}, size_bytes)
+
+
 def installed(*names: str, **about: Any) -> dict[str, InstalledModel]:
     """Models on a disk, 4 GB each unless they are known."""
-    return {
-        (name := canonical_model_name(given)): InstalledModel(
+    found = {}
+    for given in names:
+        name = canonical_model_name(given)
+        size = int(SIZES_GB.get(name, 4.0) * GB)
+        found[name] = InstalledModel(
             name=name,
             digest=f"digest of {name}",
-            size_bytes=int(SIZES_GB.get(name, 4.0) * GB),
-            **{"context_length": 32_768, "kv_bytes_per_token": 65_536, **about},
+            size_bytes=size,
+            **{"context_length": 32_768, "shape": shape_of(size), **about},
         )
-        for given in names
-    }
+    return found
 
 
 def loaded(*names: str, context_length: int = 4096, **about: Any) -> dict[str, LoadedModel]:

@@ -696,13 +696,8 @@ class Cluster:
         """Bring the demand table up to date after a change of what is loaded where."""
         warm: dict[str, int] = {}
         for record in self._records.values():
-            for name, model in record.loaded.items():
+            for name in record.loaded:
                 warm[name] = warm.get(name, 0) + 1
-                before = self._demand.get(name, Demand())
-                if model.size_bytes and model.size_bytes != before.seen_bytes:
-                    self._demand[name] = replace(
-                        before, seen_bytes=model.size_bytes, seen_context=model.context_length
-                    )
         for name in warm.keys() | self._demand.keys():
             before = self._demand.get(name, Demand())
             if before.warm_nodes != warm.get(name, 0):

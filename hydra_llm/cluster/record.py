@@ -24,6 +24,13 @@ from hydra_llm.types import (
     RunningRequest,
     faded,
 )
+from hydra_llm.vram.quick import expected
+
+RATIOS_WITH_SETTINGS = (0.8, 1.3)
+"""How far what was seen of a model may correct what was expected."""
+RATIOS_WITHOUT = (0.5, 4.0)
+"""The same on a node of which ``slots`` or ``kv_cache_type`` is not told: with four slots a long
+context takes nearly four times the memory."""
 
 LOAD_STUCK_RETRY_SECONDS = 60.0
 """After this long a stuck load path is tried again with one load."""
@@ -82,6 +89,7 @@ class NodeRecord:
         self.penalty_seconds = 0.0
         self.penalty_at = 0.0
         self.learner = NodeLearner()
+        self.need_ratios: dict[str, float] = {}
 
     def _new_breaker(self) -> CircuitBreaker:
         return CircuitBreaker(
@@ -127,6 +135,7 @@ class NodeRecord:
             self.loaded = {
                 name: self._with_known_options(model) for name, model in seen.loaded.items()
             }
+            self._compare_needs()
         if seen.devices is not None:
             self.devices = seen.devices
         self.host = seen.host or self.host
@@ -151,7 +160,33 @@ class NodeRecord:
             if before is not None and before.digest != model.digest:
                 self.learner.forget(name)
                 self.load_breakers.pop(name, None)
+                self.need_ratios.pop(name, None)
         self.installed = installed
+
+    def _compare_needs(self) -> None:
+        """Learn by how much the models that are loaded differ from what was expected of them."""
+        node = self.node
+        told = node.slots is not None and node.kv_cache_type is not None
+        least, most = RATIOS_WITH_SETTINGS if told else RATIOS_WITHOUT
+        ratios = dict(self.need_ratios)
+        for name, model in self.loaded.items():
+            installed = self.installed.get(name)
+            if installed is None or installed.shape is None or not model.context_length:
+                continue
+            need = expected(
+                installed.shape,
+                installed.size_bytes,
+                model.context_length,
+                slots=node.slots,
+                kv_type=node.kv_cache_type,
+                gpus=0 if self.total_vram_bytes == 0 else 1,
+                ollama_version=self.version,
+                num_batch=model.options.num_batch,
+            ).need
+            if model.size_bytes and need.reported_bytes:
+                ratios[name] = min(max(model.size_bytes / need.reported_bytes, least), most)
+        if ratios != self.need_ratios:
+            self.need_ratios = ratios
 
     def _with_known_options(self, model: LoadedModel) -> LoadedModel:
         before = self.loaded.get(model.name)
@@ -183,7 +218,7 @@ class NodeRecord:
             self.free_vram.left(now)
         self.loaded[model] = LoadedModel(
             name=model,
-            size_bytes=placement.reserved_bytes,
+            size_bytes=max(placement.size_bytes, in_vram),
             size_vram_bytes=in_vram,
             context_length=placement.context_length,
             options=placement.options,
@@ -283,4 +318,5 @@ class NodeRecord:
             speeds=self.learner.speeds,
             load_bytes_per_second=self.learner.load_bytes_per_second,
             bytes_per_second=self.learner.bytes_per_second,
+            need_ratios=self.need_ratios,
         )

@@ -13,10 +13,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from hydra_llm.types import InstalledModel, LoadedModel, canonical_model_name
+from hydra_llm.vram.shape import ModelShape
 
 __all__ = ["parse_ps", "parse_show", "parse_tags", "parse_version"]
-
-F16_BYTES = 2
 
 
 def parse_version(data: object) -> str | None:
@@ -61,106 +60,24 @@ def parse_ps(data: object) -> dict[str, LoadedModel]:
 def parse_show(data: object, installed: InstalledModel) -> InstalledModel:
     """``installed`` with what ``/api/show`` adds to it; what it does not say stays."""
     document = _document(data)
-    info = _object(document, "model_info")
-    about = _Metadata(info)
     capabilities = _capabilities(document)
-    kv_bytes = _kv_bytes_per_token(about, document)
+    shape = ModelShape.from_show(document, installed.size_bytes)
     return replace(
         installed,
         capabilities=installed.capabilities if capabilities is None else capabilities,
-        context_length=about.whole("context_length") or installed.context_length,
-        kv_bytes_per_token=installed.kv_bytes_per_token if kv_bytes is None else kv_bytes,
+        context_length=shape.context_length or installed.context_length,
+        shape=shape,
+        weights_file=_weights_file(_text(document, "modelfile")) or installed.weights_file,
     )
 
 
-# ---------------------------------------------------------------- key/value cache
+def _weights_file(modelfile: str) -> str:
+    """What the model was made from: a blob, in a folder that is another on every server."""
+    found = _FROM.search(modelfile)
+    return found[1].replace("\\", "/").rpartition("/")[2] if found else ""
 
 
-class _Metadata:
-    """GGUF metadata of one model, by the names that follow its architecture's."""
-
-    def __init__(self, info: Mapping[str, Any]) -> None:
-        self._info = info
-        self._prefix = f"{_text(info, 'general.architecture')}."
-
-    def __contains__(self, key: str) -> bool:
-        return self._prefix + key in self._info
-
-    def get(self, key: str) -> Any:
-        return self._info.get(self._prefix + key)
-
-    def whole(self, key: str) -> int | None:
-        """A number, or the largest of a list of one per layer (others hold zeros)."""
-        value = self.get(key)
-        if isinstance(value, list):
-            numbers = [n for one in value if (n := _as_whole(one)) is not None]
-            return max(numbers, default=None)
-        return _as_whole(value)
-
-
-def _kv_bytes_per_token(about: _Metadata, document: Mapping[str, Any]) -> int | None:
-    """
-    Key/value cache per token of context at 16 bits (BEHAVIOUR section 11).
-
-    Too high for models whose layers partly look back over a window only; None where the
-    metadata does not tell.
-    """
-    if about.get("attention.causal") is False:
-        return 0  # encoders keep no cache
-    heads = about.whole("attention.head_count")
-    width = about.whole("embedding_length")
-    per_head = width // heads if heads and width else None
-    key = about.whole("attention.key_length") or per_head
-    value = about.whole("attention.value_length") or per_head
-    kv_heads = _kv_heads(about)
-    if kv_heads is None:
-        kv_width = _kv_width_of_tensors(document)
-    elif key is None or value is None:
-        return None
-    elif kv_heads == 1 and about.whole("attention.kv_lora_rank"):
-        # Latent attention keeps one row, which the values are a part of.
-        kv_width = _layers_sum(about, kv_heads) * key
-    else:
-        kv_width = _layers_sum(about, kv_heads) * (key + value)
-    return kv_width * F16_BYTES if kv_width else None
-
-
-def _kv_heads(about: _Metadata) -> int | None:
-    """Key/value heads of a layer; as many as there are heads where nothing is said."""
-    if "attention.head_count_kv" in about:
-        return about.whole("attention.head_count_kv")
-    return about.whole("attention.head_count")
-
-
-def _layers_sum(about: _Metadata, kv_heads: int) -> int:
-    per_layer = about.get("attention.head_count_kv")
-    if isinstance(per_layer, list):
-        return sum(_as_whole(one) or 0 for one in per_layer)
-    return (about.whole("block_count") or 0) * kv_heads
-
-
-_KV_TENSOR = re.compile(r"blk\.(\d+)\.attn_([kv])\.weight")
-
-
-def _kv_width_of_tensors(document: Mapping[str, Any]) -> int | None:
-    """
-    Width of all layers' keys and values, from the shapes of what projects onto them.
-
-    The heads of each layer are an array, and arrays are ``null`` unless asked for.
-    """
-    widths: dict[tuple[str, str], int] = {}
-    tensors = document.get("tensors")
-    for tensor in tensors if isinstance(tensors, list) else ():
-        if not isinstance(tensor, dict):
-            continue
-        match = _KV_TENSOR.fullmatch(_text(tensor, "name"))
-        shape = tensor.get("shape")
-        if match and isinstance(shape, list) and len(shape) == 2:
-            widths[match[1], match[2]] = _as_whole(shape[1]) or 0
-    layers = {layer for layer, _ in widths}
-    keys = {layer: widths.get((layer, "k"), 0) for layer in layers}
-    # Some layers use their keys as values.
-    return sum(keys[layer] + widths.get((layer, "v"), keys[layer]) for layer in layers) or None
+_FROM = re.compile(r"^FROM[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 
 
 # ------------------------------------------------------------------------ fields

@@ -18,8 +18,9 @@ __all__ = ["SOURCES", "Evidence", "MemorySource", "VramFigures", "vram_figures"]
 
 SHARES_HOST_MEMORY = re.compile(r"\b(GB10|N1X?|Tegra|Jetson|Orin|Thor|Xavier)\b", re.IGNORECASE)
 """Chips whose GPU has no memory of its own; some report a small pool that is not the limit."""
+from hydra_llm.vram.estimator import CONTEXT_BYTES
 
-GPU_OVERHEAD_BYTES = 457 << 20
+GPU_OVERHEAD_BYTES = CONTEXT_BYTES
 """CUDA context and the like, per loaded model, which ``/api/ps`` does not count."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import httpx
 from hydra_llm.ollama.catalogue import parse_ps, parse_show, parse_tags, parse_version
 from hydra_llm.probes.api import NodeApi, ProbeError
 from hydra_llm.probes.exporters.watch import NOTHING, Exported, ExporterWatch
+from hydra_llm.probes.keepalive import with_keep_alive
 from hydra_llm.probes.local import LocalMemory, LocalReading
 from hydra_llm.probes.memory import Evidence, bytes_held, vram_figures
 from hydra_llm.probes.shown import ShowCache
@@ -30,6 +32,7 @@ class NodeProbe:
         exporter: its exporter's page, for a node that has one.
         timeout_seconds: for each answer.
         clock: of ``observed_at``.
+        wall_clock: Unix time, in which Ollama says when a model will go.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class NodeProbe:
         exporter: ExporterWatch | None = None,
         timeout_seconds: float,
         clock: Callable[[], float],
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.node = node
         self._api = NodeApi(node, transport, timeout_seconds=timeout_seconds)
@@ -50,6 +54,7 @@ class NodeProbe:
         self._exporter = exporter
         self._timeout = timeout_seconds
         self._clock = clock
+        self._wall_clock = wall_clock
         self._installed: Mapping[str, InstalledModel] = {}
         self._loaded: Mapping[str, LoadedModel] | None = None
         self._loaded_at: float | None = None
@@ -130,6 +135,12 @@ class NodeProbe:
         exported: Exported,
     ) -> Observation:
         if loaded is not None:
+            loaded = with_keep_alive(
+                loaded,
+                self._loaded,
+                now=self._wall_clock(),
+                since=None if self._loaded_at is None else began - self._loaded_at,
+            )
             self._loaded, self._loaded_at = loaded, began
             held = bytes_held(loaded.values())
             self._most_loaded_bytes = max(self._most_loaded_bytes, held)

@@ -54,5 +54,6 @@ class ShowCache:
             model,
             capabilities=told.capabilities or model.capabilities,
             context_length=told.context_length or model.context_length,
-            kv_bytes_per_token=told.kv_bytes_per_token,
+            shape=told.shape,
+            weights_file=told.weights_file,
         )

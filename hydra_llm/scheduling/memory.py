@@ -6,10 +6,12 @@ will push out would be predicted wrongly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hydra_llm.types import GB, NO_OPTIONS
+from hydra_llm.vram.quick import Expected, expected
 
 if TYPE_CHECKING:
     from hydra_llm.scheduling.moment import Moment
@@ -21,11 +23,7 @@ if TYPE_CHECKING:
         RunnerOptions,
     )
 
-MIB = 1 << 20
 GIB = 1 << 30
-
-GPU_OVERHEAD_BYTES = 457 * MIB
-"""CUDA context and the like, per model and GPU: Ollama's own minimum up to 0.24."""
 
 FIRST_MODEL_MARGIN_BYTES = GIB
 """What llama.cpp's ``--fit`` leaves free per device (Ollama >= 0.30)."""
@@ -36,8 +34,8 @@ FURTHER_MODEL_SHARE = 0.8
 MODELS_PER_GPU = 3
 """``OLLAMA_MAX_LOADED_MODELS`` by default, per GPU."""
 
-UNKNOWN_KV_BYTES_PER_TOKEN = 131_072
-"""Key/value cache per token of an 8B Llama at 16 bits, where ``/api/show`` has not told."""
+DEFAULT_KEEP_ALIVE_SECONDS = 300.0
+"""``OLLAMA_KEEP_ALIVE`` by default, for models of which nothing has shown it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,13 @@ class Fit:
     """Models Ollama would unload for it, first to last."""
     cpu_share: float = 0.0
     """The part that would end in system memory."""
+    gpu_bytes: int | None = None
+    """What would lie on GPUs, where that can be told."""
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What a load takes from the GPUs' memory, all that it needs if that is not known."""
+        return self.need_bytes if self.gpu_bytes is None else self.gpu_bytes
 
 
 LOADED = Fit("loaded")
@@ -116,40 +121,62 @@ def context_of(node: NodeSnapshot, model: str, num_ctx: int | None) -> int:
 
 
 def memory_need_bytes(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> int:
-    """
-    GPU memory that loading the request's model would take on ``node``.
+    """GPU memory that loading the request's model would take on ``node``, on one GPU."""
+    return needs_of(request, node, moment).bytes
 
-    From what was seen of the model on any node, scaled to the context by its key/value
-    cache; else computed as file size + key/value cache. (BEHAVIOUR section 11.)
+
+def needs_of(request: InferenceRequest, node: NodeSnapshot, moment: Moment, gpus: int = 1) -> Needs:
+    """
+    What loading the request's model would take on ``node``, split over so many GPUs.
+
+    :func:`hydra_llm.vram.estimate` says it, corrected by what the model took when it was last
+    seen loaded there.
     """
     model = node.installed[request.model]
-    # The same for all nodes with this file, tier and setting: worked out once a choice.
+    ratio = node.need_ratios.get(request.model, 1.0)
+    # The same for all nodes with this file, tier and settings: worked out once a choice.
     key = (
-        model.size_bytes,
-        model.digest,
+        model.shape or model.size_bytes,
         node.total_vram_bytes,
         node.vram_source,
         node.node.slots,
+        node.node.kv_cache_type,
+        node.version,
+        ratio,
+        gpus,
     )
-    need = moment.needs.get(key)
-    if need is None:
-        need = moment.needs[key] = _need_bytes(request, node, moment, model)
-    return need
+    needs = moment.needs.get(key)
+    if needs is None:
+        options = request.options
+        found = expected(
+            model.shape,
+            model.size_bytes,
+            context_of_a_load(node, model, options.num_ctx),
+            slots=node.node.slots,
+            kv_type=node.node.kv_cache_type,
+            gpus=0 if node.total_vram_bytes == 0 else gpus,
+            ollama_version=node.version,
+            num_batch=options.num_batch,
+        )
+        need = found.need
+        total = need.total_bytes + round(need.reported_bytes * (ratio - 1.0))
+        needs = moment.needs[key] = Needs(total, need.forecast_bytes, found, ratio)
+    return needs
 
 
-def _need_bytes(
-    request: InferenceRequest, node: NodeSnapshot, moment: Moment, model: InstalledModel
-) -> int:
-    context = context_of_a_load(node, model, request.options.num_ctx)
-    per_token = model.kv_bytes_per_token
-    if per_token is None:
-        per_token = UNKNOWN_KV_BYTES_PER_TOKEN
-    slots = node.node.slots or 1
-    demand = moment.demand.get(request.model)
-    if demand is not None and demand.seen_bytes and demand.seen_context:
-        seen = demand.seen_bytes + (context - demand.seen_context) * per_token * slots
-        return max(seen, model.size_bytes)
-    return model.size_bytes + context * per_token * slots + GPU_OVERHEAD_BYTES
+class Needs(NamedTuple):
+    """What one runner would take, corrected by what was seen."""
+
+    bytes: int
+    """With all layers on GPUs."""
+    forecast_bytes: int
+    """What Ollama itself expects, by which it evicts."""
+    expected: Expected
+    ratio: float
+
+    def on_gpus(self, room_bytes: int) -> int:
+        """What of it lies on GPUs that have so much room."""
+        return min(self.bytes, round(self.expected.on_gpus(room_bytes / self.ratio) * self.ratio))
 
 
 def fit_of(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> Fit:
@@ -175,37 +202,113 @@ def _same_runner(request: InferenceRequest, options: RunnerOptions) -> bool:
 def _fit_of_a_load(
     request: InferenceRequest, node: NodeSnapshot, moment: Moment, runner: LoadedModel | None
 ) -> Fit:
-    need = memory_need_bytes(request, node, moment)
+    needs = needs_of(request, node, moment)
     free = node.free_vram_bytes
     # Its own old runner goes first, or the one just being loaded with other options: a
     # reload gives back what that one held. What is leaving anyway counts as free already.
     old = [r.reserved_bytes for r in node.running if r.loading and r.model == request.model]
     if runner is not None and runner.name not in node.leaving:
         old.append(runner.size_vram_bytes)
-    own = (request.model,) if old else ()
+    victims = [request.model] if old else []
     if free is None:
-        return Fit("unknown", need, own)
-    free += sum(old)
-    pending = [r for r in node.running if r.loading and r.model != request.model]
-    others = [m for m in node.loaded.values() if m.name != request.model]
-    others = [m for m in others if m.name not in node.leaving]
-    busy = {r.model for r in node.running}
-    others.sort(key=lambda m: (m.name in busy, m.expires_at or 0.0, m.name))
-    limit = MODELS_PER_GPU * max(1, len(node.devices))
-    victims = list(own)
-    # A model that is still being loaded here stands in line as the last possible victim.
-    coming = [(r.model, r.reserved_bytes) for r in pending]
-    line = [(m.name, m.size_vram_bytes) for m in others] + coming
+        return Fit("unknown", needs.bytes, tuple(victims))
+    rooms = _rooms(node, free + sum(old))
+    line = _line_of_victims(request, node)
+    limit = node.node.max_loaded_models or MODELS_PER_GPU * len(rooms)
     # Without a GPU Ollama >= 0.30 asks for no memory, only counts models.
     has_gpu = node.total_vram_bytes != 0
-    while line and (len(line) >= limit or (has_gpu and need > FURTHER_MODEL_SHARE * free)):
+    is_modern = needs.expected.need.era == "llama_server"
+    share = FURTHER_MODEL_SHARE if is_modern else 1.0
+    while line and (len(line) >= limit or (has_gpu and needs.forecast_bytes > share * sum(rooms))):
         name, size = line.pop(0)
         victims.append(name)
-        free += size
-    margin = 0 if line else FIRST_MODEL_MARGIN_BYTES
-    if has_gpu and (line or need + margin <= free):
-        return Fit("evicts" if victims else "fits", need, tuple(victims))
-    cpu_share = min(1.0, max(0.0, (need + margin - free) / need)) if need else 0.0
-    if node.ram_bytes is not None and need - free > node.ram_bytes:
-        return Fit("cannot", need, tuple(victims), cpu_share)
-    return Fit("offloads", need, tuple(victims), cpu_share)
+        _give_back(rooms, size)
+    if not has_gpu:
+        return _shared_with_cpu(node, needs, 0, victims)
+    margin = FIRST_MODEL_MARGIN_BYTES if is_modern and not line else 0
+    if len(rooms) > 1 and needs.bytes > max(rooms) - margin:
+        needs = needs_of(request, node, moment, len(rooms))
+    room = sum(max(0, one - margin) for one in rooms)
+    if needs.bytes <= room:
+        return Fit(
+            "evicts" if victims else "fits", needs.bytes, tuple(victims), gpu_bytes=needs.bytes
+        )
+    return _shared_with_cpu(node, needs, room, victims)
+
+
+def _shared_with_cpu(
+    node: NodeSnapshot, needs: Needs, room_bytes: int, victims: Sequence[str]
+) -> Fit:
+    """What the GPUs have no room for goes into system memory."""
+    on_gpus = needs.on_gpus(room_bytes) if room_bytes else 0
+    cpu_share = 1.0 - on_gpus / needs.bytes if needs.bytes else 0.0
+    # The least that has to be there, as nothing else is.
+    too_big = node.ram_bytes is not None and needs.bytes - on_gpus > node.ram_bytes
+    return Fit(
+        "cannot" if too_big else "offloads",
+        needs.bytes,
+        tuple(victims),
+        cpu_share=cpu_share,
+        gpu_bytes=on_gpus,
+    )
+
+
+def _line_of_victims(request: InferenceRequest, node: NodeSnapshot) -> list[tuple[str, int]]:
+    """
+    Other models in the order in which Ollama would unload them, and what each gives back.
+
+    Idle ones first, then by the shortest keep-alive, then by the path of the weights
+    (``server/sched.go``, ``findRunnerToUnload``; recorded scenarios ``evict-*``). A model that
+    is still being loaded stands at the end.
+    """
+    others = [
+        model
+        for model in node.loaded.values()
+        if model.name != request.model and model.name not in node.leaving
+    ]
+    busy = {running.model for running in node.running}
+
+    def place(model: LoadedModel) -> tuple[bool, float, str, str]:
+        installed = node.installed.get(model.name)
+        keep_alive = model.keep_alive_seconds
+        return (
+            model.name in busy,
+            DEFAULT_KEEP_ALIVE_SECONDS if keep_alive is None else keep_alive,
+            installed.weights_file if installed is not None else "",
+            model.name,
+        )
+
+    coming = [
+        (running.model, running.reserved_bytes)
+        for running in node.running
+        if running.loading and running.model != request.model
+    ]
+    return [(model.name, model.size_vram_bytes) for model in sorted(others, key=place)] + coming
+
+
+def _rooms(node: NodeSnapshot, free_bytes: int) -> list[int]:
+    """
+    What is free on each GPU, together ``free_bytes``.
+
+    A source tells it apart as it was when it looked; what has changed since is taken from
+    where most was free, which Ollama prefers, or given back to where least is.
+    """
+    told = [device.free_bytes for device in node.devices if device.total_bytes != 0]
+    if len(told) < 2 or None in told:
+        return [free_bytes] + [0] * (len(told) - 1)
+    rooms = [one for one in told if one is not None]
+    changed = free_bytes - sum(rooms)
+    if changed >= 0:
+        _give_back(rooms, changed)
+    while changed < 0:
+        most = rooms.index(max(rooms))
+        taken = min(rooms[most], -changed)
+        if not taken:
+            break
+        rooms[most] -= taken
+        changed += taken
+    return rooms
+
+
+def _give_back(rooms: list[int], size_bytes: int) -> None:
+    rooms[rooms.index(min(rooms))] += size_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hydra_llm.scheduling.memory import Fit, fit_of
+from hydra_llm.scheduling.memory import Fit, Needs, fit_of
 from hydra_llm.types import Demand, InferenceRequest, NodeSnapshot
 
 
@@ -55,7 +55,7 @@ class Moment:
     """Scratch: the expected length of the answer."""
     fits: dict[str, Fit] = field(default_factory=dict)
     """Scratch: the verdict per node, worked out once per choice."""
-    needs: dict[tuple[object, ...], int] = field(default_factory=dict)
+    needs: dict[tuple[object, ...], Needs] = field(default_factory=dict)
     """Scratch: memory needs already worked out for this choice."""
 
     def output_tokens(self, request: InferenceRequest) -> float:

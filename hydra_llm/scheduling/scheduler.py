@@ -394,4 +394,7 @@ def _note(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> str:
         text += f", evicts {', '.join(others)}"
     if fit.verdict == "offloads":
         text += f", {fit.cpu_share:.0%} in system memory"
+        seconds = costs.seconds_per_token(request, node, moment)
+        if seconds:
+            text += f": about {1 / seconds:.3g} tokens/s"
     return text

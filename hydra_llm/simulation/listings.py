@@ -109,17 +109,49 @@ def _details(model: SimulatedModel) -> dict[str, Any]:
     }
 
 
+_BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5625, "Q4_0": 4.5}
+"""Of a weight in GGML's formats."""
+
+
+def _format(model: SimulatedModel) -> tuple[str, float]:
+    """The format of its weights and the bits of one; a mixture is taken for its main part."""
+    known = model.quantization if model.quantization in _BITS else "Q4_0"
+    return known, _BITS[known]
+
+
+def _feed_forward_length(model: SimulatedModel) -> int:
+    """As wide as it takes for the tensors to fill the file."""
+    _, bits = _format(model)
+    wide = model.embedding_length
+    left = model.size_bytes * 8 / bits - 2 * wide * model.vocab_size
+    left = left / model.block_count - 2 * wide * (wide + _kv_length(model))
+    return max(1, int(left / (3 * wide)))
+
+
+def _kv_length(model: SimulatedModel) -> int:
+    return model.embedding_length // model.head_count * model.head_count_kv
+
+
 def _tensors(model: SimulatedModel) -> list[dict[str, Any]]:
+    kind, _ = _format(model)
     wide, deep = model.embedding_length, model.vocab_size
+    inner, kv = _feed_forward_length(model), _kv_length(model)
     listed = [("output.weight", [wide, deep]), ("output_norm.weight", [wide]),
               ("token_embd.weight", [wide, deep])]  # fmt: skip
-    parts = ("attn_k", "attn_output", "attn_q", "attn_v", "ffn_down", "ffn_gate", "ffn_up")
+    parts = {
+        "attn_k": [wide, kv], "attn_output": [wide, wide], "attn_q": [wide, wide],
+        "attn_v": [wide, kv], "ffn_down": [inner, wide], "ffn_gate": [wide, inner],
+        "ffn_up": [wide, inner],
+    }  # fmt: skip
     listed += [
-        (f"blk.{block}.{part}.weight", [wide, wide])
+        (f"blk.{block}.{part}.weight", shape)
         for block in range(model.block_count)
-        for part in parts
+        for part, shape in parts.items()
     ]
-    return [{"name": name, "type": "F16", "shape": shape} for name, shape in listed]
+    return [
+        {"name": name, "type": kind if len(shape) > 1 else "F32", "shape": shape}
+        for name, shape in listed
+    ]
 
 
 def _model_info(
@@ -136,7 +168,7 @@ def _model_info(
         f"{family}.block_count": model.block_count,
         f"{family}.context_length": model.context_length,
         f"{family}.embedding_length": model.embedding_length,
-        f"{family}.feed_forward_length": 4 * model.embedding_length,
+        f"{family}.feed_forward_length": _feed_forward_length(model),
         f"{family}.vocab_size": model.vocab_size,
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,

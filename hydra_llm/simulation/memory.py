@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hydra_llm.simulation.catalog import MIB, SimulatedModel
 from hydra_llm.simulation.settings import NodeSettings
 
-__all__ = ["Need", "Placement", "need_of", "place"]
+__all__ = ["Need", "Placement", "need_of", "place", "reserve_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,24 @@ def need_of(
         surcharge = 0 if num_ctx <= 4096 else 768 * MIB if num_ctx <= 32768 else 2048 * MIB
         forecast = weights + kv + (surcharge if num_batch is None else 0)
         return Need(weights=weights, kv=kv, total=weights + kv + graph, forecast=forecast)
-    # The input embedding stays in system memory and is not counted; the graph only on GPUs.
+    # Up to 0.24 the graph is a formula (``GraphSize``), and counted on GPUs only.
+    graph = (
+        4
+        * batch
+        * max(
+            1 + 4 * model.embedding_length + tokens * (1 + model.head_count),
+            model.embedding_length + model.vocab_size,
+        )
+    )
+    # The input embedding stays in system memory and is not counted.
     resident = weights - min(weights // 2, 2 * model.embedding_length * model.vocab_size)
     total = resident + kv + (graph if on.gpus else 0)
     return Need(weights=weights, kv=kv, total=total, forecast=total)
+
+
+def reserve_of(need: Need, *, layers: int) -> int:
+    """What Ollama up to 0.24 leaves on each GPU: for CUDA itself, and one layer's size."""
+    return 457 * MIB + need.total // (layers + 1)
 
 
 def place(need: Need, *, free: tuple[int, ...], layers: int, num_gpu: int | None) -> Placement:

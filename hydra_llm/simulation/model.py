@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hydra_llm.simulation.catalog import GIB, MIB, SimulatedModel
-from hydra_llm.simulation.memory import Need, Placement, need_of, place
+from hydra_llm.simulation.memory import Need, Placement, need_of, place, reserve_of
 from hydra_llm.simulation.records import (
     Event,
     Eviction,
@@ -365,6 +365,9 @@ class OllamaServer:
             on=node,
         )
         free = self.free_vram()
+        if not node.is_modern:
+            reserve = reserve_of(need, layers=model.block_count)
+            free = tuple(max(0, one - reserve) for one in free)
         room = place(need, free=free, layers=model.block_count, num_gpu=options.num_gpu)
         if self._runners and options.num_gpu != 0 and not self._fits_beside(need, free, room):
             return None

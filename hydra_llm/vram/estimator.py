@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isqrt
@@ -19,7 +19,7 @@ from hydra_llm.vram.accounting import (
 from hydra_llm.vram.compute import compute_bytes, mask_bytes, pipeline_bytes
 from hydra_llm.vram.layers import KV_BYTES, Layer
 from hydra_llm.vram.need import MemoryNeed, MemoryPart
-from hydra_llm.vram.shape import ModelShape, automatic_batch
+from hydra_llm.vram.shape import BATCH_SURCHARGE_BYTES, ModelShape, automatic_batch
 
 __all__ = ["estimate"]
 
@@ -197,8 +197,21 @@ class _Buffers:
             parts=tuple(parts),
             per_gpu=self._per_gpu(parts),
             layer_kv_bytes=self._layer_kv(),
+            forecast_bytes=self._forecast(parts),
             again=partial(_again, q),
         )
+
+    def _forecast(self, parts: Sequence[MemoryPart]) -> int:
+        if self.era != "llama_server":
+            return sum(part.bytes for part in parts if part.place == "gpu" or not self.q.gpus)
+        tokens = self.q.num_ctx * self.q.slots
+        expected = self._predicted(tokens)
+        if not self.shape.old.known:
+            # It reads the file, and we know nothing of it.
+            expected += sum(part.bytes for part in parts if part.name == "key/value cache")
+        if self.q.num_batch or self.shape.embeds:
+            return expected
+        return expected + BATCH_SURCHARGE_BYTES.get(self.batch, 0)
 
     @property
     def old(self) -> bool:
@@ -417,6 +430,10 @@ def _split(shape: ModelShape, layer_kv: tuple[int, ...], count: int) -> list[int
     return shares
 
 
+def _largest_layer(blocks: Sequence[int], layer_kv: Sequence[int]) -> int:
+    return max(map(sum, zip(blocks, layer_kv, strict=False)), default=0)
+
+
 class _Forecast:
     """What Ollama up to 0.24 expected, which decided what it loaded and where."""
 
@@ -477,6 +494,8 @@ class _Forecast:
             parts=tuple(parts),
             per_gpu=tuple(shares),
             layer_kv_bytes=tuple(kv),
+            # A layout has to leave room for one layer more (BEHAVIOUR section 11).
+            forecast_bytes=total + (0 if legacy else _largest_layer(weights.blocks, kv)),
             again=partial(_again, q),
         )
 

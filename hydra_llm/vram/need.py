@@ -55,6 +55,9 @@ class MemoryNeed:
     """Each GPU's share, if they have the same amount free; empty without a GPU."""
     layer_kv_bytes: tuple[int, ...] = ()
     """Cache and state of each layer."""
+    forecast_bytes: int = 0
+    """What that version of Ollama itself expects before it loads, right or wrong: by this it
+    decides which other models have to go."""
     again: Callable[[int], MemoryNeed] = field(repr=False, compare=False)
     """The same question for another ``num_ctx``."""
 

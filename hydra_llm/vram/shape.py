@@ -30,7 +30,7 @@ def padded(tokens: int) -> int:
     return -(-tokens // CELLS) * CELLS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared and hashed as itself
 class ModelShape:
     """
     What decides how much memory a model takes: small, and the same on every node.
@@ -175,18 +175,18 @@ def automatic_batch(
     if predicted_bytes and available_bytes:
         spare = available_bytes * 80 // 100 - predicted_bytes
         if batch == 2048 and (
-            predicted_bytes > available_bytes * 60 // 100 or spare < LARGE_BATCH_BYTES
+            predicted_bytes > available_bytes * 60 // 100 or spare < BATCH_SURCHARGE_BYTES[2048]
         ):
             batch = 1024
         if batch == 1024 and (
-            predicted_bytes > available_bytes * 75 // 100 or spare < MEDIUM_BATCH_BYTES
+            predicted_bytes > available_bytes * 75 // 100 or spare < BATCH_SURCHARGE_BYTES[1024]
         ):
             batch = 512
     return batch
 
 
-LARGE_BATCH_BYTES = 2 << 30
-MEDIUM_BATCH_BYTES = 768 << 20
+BATCH_SURCHARGE_BYTES = {2048: 2 << 30, 1024: 768 << 20}
+"""What Ollama >= 0.30 expects of a batch beyond 512 (BEHAVIOUR section 11)."""
 
 
 def _embeds(about: Metadata) -> bool:

@@ -22,7 +22,7 @@ from hydra_llm.exceptions import (
 )
 from hydra_llm.types import GB, Usage
 from tests.cluster.ledgers import failure, granted, ledger, node, seen
-from tests.helpers import LLAMA, installed, request
+from tests.helpers import LLAMA, installed, request, shape_of
 
 THREADS = 16
 PATIENCE_SECONDS = 20
@@ -125,7 +125,10 @@ def take_one(cluster: Cluster, models: list[str], number: int) -> None:
 
 def test_four_models_of_14_gb_at_once_go_two_to_each_of_two_nodes() -> None:
     models = [f"big{number}" for number in range(4)]
-    disk = {name: replace(model, size_bytes=14 * GB) for name, model in installed(*models).items()}
+    disk = {
+        name: replace(model, size_bytes=14 * GB, shape=shape_of(14 * GB))
+        for name, model in installed(*models).items()
+    }
     for _ in range(10):
         cluster = ledger(seen("a", installed=disk), seen("b", installed=disk))
 

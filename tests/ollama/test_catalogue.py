@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,79 +90,51 @@ def test_every_recorded_description_is_understood(name: str) -> None:
 
     assert model.capabilities == frozenset(body["capabilities"])
     assert model.context_length in (512, 8192)
-    assert model.kv_bytes_per_token is not None
+    assert model.shape is not None
+    assert model.shape.layer_count
+    assert model.weights_file.startswith("sha256-")
+
+
+def cache_per_token(model: InstalledModel) -> float:
+    assert model.shape is not None
+    return (model.shape.kv_bytes(512) - model.shape.kv_bytes(256)) / 256
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_cache_per_token_follows_from_the_metadata(version: str) -> None:
     # 2 layers, 2 key/value heads of 128 / 4 values, keys and values, 2 bytes.
     model = parse_show(recorded(f"v{version}-show-rand-tiny"), INSTALLED)
-    assert model.kv_bytes_per_token == 2 * 2 * (32 + 32) * 2
+    assert cache_per_token(model) == 2 * 2 * (32 + 32) * 2
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_cache_per_token_of_a_known_size_is_exact(version: str) -> None:
     # BEHAVIOUR section 11: E 1024, L 12, G 4, D 64; halving 4096 tokens saved 24 MiB.
     model = parse_show(recorded(f"v{version}-show-rand-mid"), INSTALLED)
-    assert (model.kv_bytes_per_token or 0) * 2048 == 24 << 20
+    assert cache_per_token(model) * 2048 == 24 << 20
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_encoder_without_causal_attention_keeps_no_cache(version: str) -> None:
-    assert parse_show(recorded(f"v{version}-show-rand-embed"), INSTALLED).kv_bytes_per_token == 0
+    assert cache_per_token(parse_show(recorded(f"v{version}-show-rand-embed"), INSTALLED)) == 0
 
 
-# ------------------------------------------------------------------ key/value cache
+def test_the_weights_are_known_by_the_name_of_their_file() -> None:
+    def file_of(modelfile: Any) -> str:
+        return parse_show({"modelfile": modelfile}, INSTALLED).weights_file
 
-LAYERS: dict[str, Any] = {
-    "general.architecture": "x",
-    "x.block_count": 4,
-    "x.embedding_length": 512,
-    "x.attention.head_count": 8,
-}
-
-
-def kv(*tensors: dict[str, Any], **metadata: Any) -> int | None:
-    info = {**LAYERS, **{f"x.attention.{name}": value for name, value in metadata.items()}}
-    document = {"model_info": info, "tensors": list(tensors)}
-    return parse_show(document, INSTALLED).kv_bytes_per_token
+    blob = "sha256-" + 64 * "a"
+    assert file_of(f"# Modelfile\n# FROM x:latest\n\nFROM /root/models/blobs/{blob}\n") == blob
+    assert file_of(f"FROM D:\\models\\blobs\\{blob}  \nTEMPLATE x") == blob
+    assert file_of("TEMPLATE x") == file_of(None) == ""
 
 
-def projection(layer: int, part: str, width: Any) -> dict[str, Any]:
-    return {"name": f"blk.{layer}.attn_{part}.weight", "type": "F16", "shape": [512, width]}
-
-
-def test_all_heads_have_keys_where_nothing_else_is_said() -> None:
-    assert kv() == 4 * 8 * (64 + 64) * 2
-
-
-def test_stated_lengths_of_keys_and_values_come_before_derived_ones() -> None:
-    assert kv(head_count_kv=2, key_length=256, value_length=128) == 4 * 2 * (256 + 128) * 2
-
-
-def test_heads_listed_for_each_layer_add_up() -> None:
-    assert kv(head_count_kv=[2, 0, 0, 2]) == 4 * (64 + 64) * 2
-
-
-def test_heads_hidden_in_an_array_show_in_the_shapes_of_the_tensors() -> None:
-    shown = [projection(layer, part, 128) for layer in (0, 3) for part in "kv"]
-
-    assert kv(*shown, head_count_kv=None) == 2 * (128 + 128) * 2
-
-
-def test_a_layer_without_values_of_its_own_uses_its_keys() -> None:
-    assert kv(projection(0, "k", 128), head_count_kv=None) == (128 + 128) * 2
-
-
-def test_hidden_heads_without_tensors_are_unknown_not_zero() -> None:
-    assert kv(head_count_kv=None) is None
-    assert kv(projection(0, "k", "wide"), {"name": 3}, head_count_kv=None) is None
-
-
-def test_latent_attention_keeps_one_row() -> None:
-    latent = {"head_count_kv": 1, "key_length": 576, "value_length": 512, "kv_lora_rank": 512}
-
-    assert kv(**latent) == 4 * 576 * 2
+LAYERS = (
+    "general.architecture",
+    "x.block_count",
+    "x.embedding_length",
+    "x.attention.head_count",
+)
 
 
 def test_a_description_without_metadata_leaves_what_was_known() -> None:
@@ -169,11 +142,11 @@ def test_a_description_without_metadata_leaves_what_was_known() -> None:
         name="a:latest",
         capabilities=frozenset({"tools"}),
         context_length=4096,
-        kv_bytes_per_token=99,
+        weights_file="sha256-1",
     )
 
-    assert parse_show({}, known) == known
-    assert parse_show({"model_info": None, "capabilities": "tools"}, known) == known
+    for document in ({}, {"model_info": None, "capabilities": "tools"}):
+        assert replace(parse_show(document, known), shape=None) == known
 
 
 # -------------------------------------------------------------------------- times
@@ -290,4 +263,5 @@ def test_no_description_breaks_what_is_known(document: Any) -> None:
     model = parse_show(document, INSTALLED)
 
     assert (model.name, model.size_bytes) == ("a:latest", 7)
-    assert model.kv_bytes_per_token is None or model.kv_bytes_per_token >= 0
+    assert model.shape is not None
+    assert model.shape.kv_bytes(4096) >= 0

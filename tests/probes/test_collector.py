@@ -299,7 +299,9 @@ def test_a_node_is_seen_with_its_models_and_what_show_adds(seen: Seen, node: Sim
     assert (first.health, first.version) == ("up", "0.32.15")
     assert list(first.loaded or ()) == list(first.installed or ()) == [LLAMA]
     assert first.vram_source == "config - /api/ps"
-    assert (second.installed or {})[LLAMA].kv_bytes_per_token == 114_688
+    shape = (second.installed or {})[LLAMA].shape
+    assert shape is not None
+    assert shape.kv_bytes(256) == 256 * 114_688
 
 
 def test_the_machine_itself_is_measured_for_nodes_on_it(seen: Seen, node: SimulatedNode) -> None:

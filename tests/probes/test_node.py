@@ -376,7 +376,8 @@ async def test_what_show_tells_is_added_to_the_last_observation() -> None:
 
     assert more is not None
     model = (more.installed or {})["llama3:latest"]
-    assert model.kv_bytes_per_token == 2 * 4 * (16 + 16) * 2
+    assert model.shape is not None
+    assert model.shape.kv_bytes(256) == 256 * 2 * 4 * (16 + 16) * 2
     assert model.capabilities == frozenset({"completion", "tools"})
     assert model.context_length == 8192
     assert (more.observed_at, more.loaded) == (first.observed_at, first.loaded)

@@ -731,3 +731,68 @@ def test_a_request_that_hangs_keeps_nobody_else_waiting(
         with pytest.raises(AllNodesFailedError):
             hanging.result()
     assert_idle(router)
+
+
+# ------------------------------------------------------------ dropped without a word
+
+
+def chat(stream: bool = True) -> dict[str, Any]:
+    return {"model": MODEL, "messages": MESSAGES, "options": ENDLESS, "stream": stream}
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+async def test_a_stream_that_is_dropped_lets_go_of_its_node(
+    cluster: SimulatedCluster, router: Router, is_begun: bool
+) -> None:
+    client = httpx.AsyncClient(transport=AsyncHydraTransport(router=router))
+    request = client.build_request("POST", "http://any/api/chat", json=chat())
+    response = await client.send(request, stream=True)
+    parts = response.aiter_raw()
+    if is_begun:
+        await parts.__anext__()
+    assert router.in_flight == 1
+
+    del response, parts
+    gc.collect()
+
+    await auntil(lambda: not any(node.in_flight for node in cluster))
+    await auntil(lambda: not router.in_flight)
+    await client.aclose()
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_synchronous_stream_that_is_dropped_lets_go_of_its_node(
+    cluster: SimulatedCluster, router: Router, is_begun: bool
+) -> None:
+    with httpx.Client(transport=HydraTransport(router=router)) as client:
+        request = client.build_request("POST", "http://any/api/chat", json=chat())
+        response = client.send(request, stream=True)
+        parts = response.iter_raw()
+        if is_begun:
+            next(parts)
+        assert router.in_flight == 1
+
+        del response, parts
+        gc.collect()
+
+        until(lambda: not any(node.in_flight for node in cluster))
+        until(lambda: not router.in_flight)
+
+
+async def test_a_stream_whose_caller_is_known_to_have_left_lets_go_although_it_is_held(
+    cluster: SimulatedCluster, router: Router
+) -> None:
+    transport = AsyncHydraTransport(router=router)
+    client = httpx.AsyncClient(transport=transport)
+    dispatch = await transport.reserve("/api/chat", chat())
+    request = client.build_request(
+        "POST", "http://any/api/chat", json=chat(), extensions={"hydra_dispatch": dispatch}
+    )
+    response = await client.send(request, stream=True)
+
+    dispatch.cancelled()
+
+    await auntil(lambda: not any(node.in_flight for node in cluster))
+    assert router.in_flight == 0
+    await response.aclose()
+    await client.aclose()

@@ -15,12 +15,14 @@ from hydra_llm.scheduling import COST_TERMS, Moment, RoutingDecision, Scheduler
 from hydra_llm.types import (
     GB,
     Attempt,
+    HostMemory,
     InferenceRequest,
+    InstalledModel,
     Node,
     NodeSnapshot,
     RunnerOptions,
 )
-from tests.helpers import BIG, LLAMA, installed, loaded, request, snapshot
+from tests.helpers import BIG, LLAMA, installed, loaded, request, shape_of, snapshot
 from tests.scheduling.worlds import CLUSTERS, REQUESTS, moments
 
 
@@ -54,7 +56,7 @@ ASKED = request(output_tokens=150)
 REASONS = {
     "pinned": (
         decide(request(node_id="cold"), WARM, COLD),
-        "cold: pinned by node_id; not loaded, needs 2.7 GB",
+        "cold: pinned by node_id; not loaded, needs 2.8 GB",
     ),
     "fallback of a pin": (
         decide(request(node_id="gone", output_tokens=150), WARM),
@@ -71,7 +73,7 @@ REASONS = {
     ),
     "clear winner": (
         decide(ASKED, WARM, COLD),
-        "warm: loaded, about 1.0 s expected; 2.3 s cheaper than cold (not loaded, needs 2.7 GB)",
+        "warm: loaded, about 1.0 s expected; 2.3 s cheaper than cold (not loaded, needs 2.8 GB)",
     ),
     "after failed attempts": (
         decide(
@@ -114,16 +116,48 @@ def test_notes_say_what_a_node_would_have_to_do() -> None:
     half = loaded(LLAMA, size_bytes=4 * GB, size_vram_bytes=3 * GB)
     assert note(snapshot(loaded=half), request()) == "loaded, 75% on GPU"
     assert note(WARM, request(options=RunnerOptions(num_ctx=8192))) == (
-        "not loaded, needs 3.0 GB, restarts its runner"
+        "not loaded, needs 3.2 GB, restarts its runner"
     )
     assert note(snapshot(free_vram_gb=14.0, **big), request(BIG)) == (
         f"not loaded, needs 14.7 GB, evicts {LLAMA}"
     )
-    assert note(snapshot(free_vram_gb=8.0), request()) == "not loaded, needs 2.7 GB"
+    assert note(snapshot(free_vram_gb=8.0), request()) == "not loaded, needs 2.8 GB"
     assert note(snapshot(models=(BIG,), free_vram_gb=8.0), request(BIG)).endswith(
-        "53% in system memory"
+        "54% in system memory: about 4.78 tokens/s"
     )
     assert note(snapshot(free_vram_gb=None), request()) == "not loaded, VRAM unknown"
+
+
+def test_what_fits_nowhere_whole_goes_where_the_offload_hurts_least() -> None:
+    """And it is said how slow that will be."""
+    state: dict[str, Any] = {
+        "installed": {
+            "llama3.3:70b": InstalledModel(
+                name="llama3.3:70b",
+                size_bytes=42 * GB,
+                context_length=32_768,
+                shape=shape_of(42 * GB),
+            )
+        },
+        "host": HostMemory(total_bytes=64 * GB),
+    }
+    asked = request("llama3.3:70b", output_tokens=200, prefer_local=False)
+    small = snapshot("small", free_vram_gb=8.0, total_vram_gb=8.0, **state)
+    large = snapshot("large", free_vram_gb=23.0, **state)
+    slow = snapshot("slow", free_vram_gb=23.0, bytes_per_second=60e9, **state)
+
+    decision = decide(asked, small, slow, large)
+
+    assert decision.selected_node == "large"
+    whole, share = 42 * GB, Moment().fit(asked, large).cpu_share
+    assert 0.4 < share < 0.6
+    per_token = whole * (1 - share) / 300e9 + whole * share / 40e9
+    assert decision.reason.startswith(
+        f"large: not loaded, needs 42.7 GB, {share:.0%} in system memory: "
+        f"about {1 / per_token:.3g} tokens/s, about "
+    )
+    assert decision.predicted is not None
+    assert decision.predicted["decode"] == pytest.approx(200 * per_token)
 
 
 # --------------------------------------------------------------------------- mapping

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,14 +14,13 @@ from hydra_llm.exceptions import NoEligibleNodeError
 from hydra_llm.scheduling import Fit, Moment, Scheduler
 from hydra_llm.scheduling.memory import (
     FIRST_MODEL_MARGIN_BYTES,
-    GPU_OVERHEAD_BYTES,
     default_context,
     fit_of,
     memory_need_bytes,
+    needs_of,
 )
 from hydra_llm.types import (
     GB,
-    Demand,
     Device,
     HostMemory,
     InferenceRequest,
@@ -29,10 +29,10 @@ from hydra_llm.types import (
     NodeSnapshot,
     RunnerOptions,
 )
-from tests.helpers import LLAMA, installed, loaded, request, running, snapshot
+from hydra_llm.vram import estimate
+from tests.helpers import BIG, LLAMA, installed, loaded, request, running, snapshot
 
 MODEL = "model:10gb"
-NEED_GB = 10.0
 
 
 def fit(node: NodeSnapshot, asked: InferenceRequest | None = None, **moment: Any) -> Fit:
@@ -40,16 +40,18 @@ def fit(node: NodeSnapshot, asked: InferenceRequest | None = None, **moment: Any
 
 
 def disk(**sizes_gb: float) -> dict[str, InstalledModel]:
-    """Models without any key/value cache, so that the need is what the test says."""
+    """Models of which nobody has told more than the size."""
     found = {f"{name}:latest": gigabytes for name, gigabytes in sizes_gb.items()}
     return {
-        name: InstalledModel(
-            name=name,
-            size_bytes=int(size * GB) - GPU_OVERHEAD_BYTES,
-            kv_bytes_per_token=0,
-        )
-        for name, size in (found | {MODEL: NEED_GB}).items()
+        name: InstalledModel(name=name, size_bytes=int(size * GB))
+        for name, size in (found | {MODEL: 9.0}).items()
     }
+
+
+NEEDS = needs_of(request(MODEL), snapshot(installed=disk()), Moment())
+NEED, FORECAST = NEEDS.bytes, NEEDS.forecast_bytes
+"""Of that model with 4096 tokens of context: what it takes, and what Ollama expects."""
+NEED_GB, FORECAST_GB = NEED / GB, FORECAST / GB
 
 
 def runners(**sizes_gb: float) -> dict[str, LoadedModel]:
@@ -73,13 +75,17 @@ def with_memory(
 # ----------------------------------------------------------------------------- need
 
 
-def test_the_need_is_the_file_and_the_cache_of_every_slot() -> None:
-    node = snapshot(slots=2)
-    asked = request(options=RunnerOptions(num_ctx=8192))
+def test_the_need_is_what_the_estimator_says_of_the_nodes_settings() -> None:
+    model = installed(LLAMA)[LLAMA]
+    node = snapshot(slots=2, version="0.32.15")
+    node = replace(node, node=replace(node.node, kv_cache_type="q8_0"))
+    asked = request(options=RunnerOptions(num_ctx=8192, num_batch=256))
 
     need = memory_need_bytes(asked, node, Moment())
 
-    assert need == 2 * GB + 2 * 8192 * 65_536 + GPU_OVERHEAD_BYTES
+    said = estimate(model.shape, model.size_bytes, 8192, 2, "q8_0", 1, "0.32.15", num_batch=256)
+    assert need == said.total_bytes
+    assert said.kv_bytes() < 2 * 8192 * 65_536
 
 
 def test_the_context_is_cut_at_what_the_model_was_trained_with() -> None:
@@ -91,13 +97,13 @@ def test_the_context_is_cut_at_what_the_model_was_trained_with() -> None:
     )
 
 
-def test_what_was_seen_anywhere_counts_more_than_what_was_computed() -> None:
-    demand = {LLAMA: Demand(seen_bytes=5 * GB, seen_context=4096)}
-    asked = request(options=RunnerOptions(num_ctx=4096 + 1000))
+def test_what_was_seen_of_it_there_corrects_what_was_expected() -> None:
+    plain = needs_of(request(), snapshot(), Moment())
+    seen = needs_of(request(), snapshot(need_ratios={LLAMA: 1.25}), Moment())
 
-    need = memory_need_bytes(asked, snapshot(), Moment(demand=demand))
-
-    assert need == 5 * GB + 1000 * 65_536
+    reported = plain.expected.need.reported_bytes
+    assert seen.bytes - plain.bytes == pytest.approx(0.25 * reported, abs=1)
+    assert seen.forecast_bytes == plain.forecast_bytes  # Ollama does not learn
 
 
 @pytest.mark.parametrize(
@@ -158,17 +164,47 @@ def test_an_option_that_we_sent_last_time_is_known() -> None:
 
 
 def test_the_first_model_needs_a_margin() -> None:
-    exactly = NEED_GB + FIRST_MODEL_MARGIN_BYTES / GB
+    exactly = (NEED + FIRST_MODEL_MARGIN_BYTES + 1) / GB
 
     assert fit(with_memory(exactly)).verdict == "fits"
     assert fit(with_memory(exactly - 0.01)).verdict == "offloads"
 
 
-def test_a_further_model_may_take_80_percent_of_what_is_free() -> None:
-    other: dict[str, Any] = {"loaded": runners(other=4.0), "installed": disk(other=4.0)}
+def test_before_0_30_there_is_no_margin() -> None:
+    old = with_memory(100.0, version="0.24.0")
+    exactly = (memory_need_bytes(request(MODEL), old, Moment()) + 1) / GB
 
-    assert fit(with_memory(12.5, **other)).verdict == "fits"
-    assert fit(with_memory(12.4, **other)) == Fit("evicts", int(NEED_GB * GB), ("other:latest",))
+    assert fit(with_memory(exactly, version="0.24.0")).verdict == "fits"
+    assert fit(with_memory(exactly - 0.01, version="0.24.0")).verdict == "offloads"
+
+
+def test_a_further_model_may_be_expected_to_take_80_percent_of_what_is_free() -> None:
+    other: dict[str, Any] = {"loaded": runners(other=4.0), "installed": disk(other=4.0)}
+    exactly = FORECAST_GB / 0.8 + 1e-6
+
+    assert fit(with_memory(exactly, **other)) == Fit("fits", NEED, gpu_bytes=NEED)
+    evicts = Fit("evicts", NEED, ("other:latest",), gpu_bytes=NEED)
+    assert fit(with_memory(exactly - 0.01, **other)) == evicts
+
+
+def test_a_further_model_that_takes_more_than_ollama_expects_ends_partly_on_the_cpu() -> None:
+    """Ollama lets it in beside the other one, and it then does not find the room."""
+    node = with_memory(
+        FORECAST_GB / 0.8 + 0.01, loaded=runners(other=4.0), need_ratios={MODEL: 1.5}
+    )
+
+    found = fit(node)
+
+    assert found.verdict == "offloads"
+    assert not found.victims
+
+
+def test_before_0_30_it_may_take_all_that_is_free() -> None:
+    other: dict[str, Any] = {"loaded": runners(other=4.0), "version": "0.24.0"}
+    need = memory_need_bytes(request(MODEL), with_memory(100.0, **other), Moment()) / GB
+
+    assert fit(with_memory(need + 1e-6, **other)).verdict == "fits"
+    assert fit(with_memory(need - 0.01, **other)).victims == ("other:latest",)
 
 
 def test_no_more_is_pushed_out_than_must_be_and_idle_ones_go_first() -> None:
@@ -178,16 +214,49 @@ def test_no_more_is_pushed_out_than_must_be_and_idle_ones_go_first() -> None:
         "running": (running("a"),),
     }
 
-    assert fit(with_memory(10.0, **state)).victims == ("b:latest",)
-    assert fit(with_memory(8.0, **state)).victims == ("b:latest", "a:latest")
+    assert fit(with_memory(FORECAST_GB / 0.8 - 2.0, **state)).victims == ("b:latest",)
+    assert fit(with_memory(FORECAST_GB / 0.8 - 4.0, **state)).victims == ("b:latest", "a:latest")
 
 
-def test_the_one_whose_time_is_up_first_goes_first() -> None:
-    late = LoadedModel(name="a:latest", size_vram_bytes=5 * GB, expires_at=900.0)
-    soon = LoadedModel(name="b:latest", size_vram_bytes=5 * GB, expires_at=100.0)
-    node = with_memory(9.0, loaded={m.name: m for m in (late, soon)})
+def victim_of(*models: LoadedModel, files: dict[str, str] | None = None) -> str:
+    there = {
+        model.name: InstalledModel(
+            name=model.name, size_bytes=GB, weights_file=(files or {}).get(model.name, "")
+        )
+        for model in models
+    }
+    node = with_memory(
+        FORECAST_GB / 0.8 - 1.0,
+        loaded={model.name: model for model in models},
+        installed=there | disk(),
+    )
+    [victim] = fit(node).victims
+    return victim
 
-    assert fit(node).victims == ("b:latest",)
+
+def runner(name: str, **about: Any) -> LoadedModel:
+    return LoadedModel(name=name, size_bytes=5 * GB, size_vram_bytes=5 * GB, **about)
+
+
+def test_the_one_with_the_shortest_keep_alive_goes_first_whenever_its_time_is_up() -> None:
+    later = runner("a:latest", keep_alive_seconds=60.0, expires_at=900.0)
+    sooner = runner("b:latest", keep_alive_seconds=600.0, expires_at=100.0)
+
+    assert victim_of(sooner, later) == "a:latest"
+
+
+def test_among_equal_ones_the_path_of_the_weights_decides() -> None:
+    models = [runner(name, keep_alive_seconds=300.0) for name in ("a:latest", "b:latest")]
+
+    assert victim_of(*models, files={"a:latest": "sha256-2", "b:latest": "sha256-1"}) == "b:latest"
+    assert victim_of(*models, files={"a:latest": "sha256-1", "b:latest": "sha256-2"}) == "a:latest"
+
+
+def test_one_that_was_never_seen_to_be_used_is_taken_to_stay_for_five_minutes() -> None:
+    unseen = runner("a:latest")
+
+    assert victim_of(unseen, runner("b:latest", keep_alive_seconds=299.0)) == "b:latest"
+    assert victim_of(unseen, runner("b:latest", keep_alive_seconds=301.0)) == "a:latest"
 
 
 @pytest.mark.parametrize(("gpus", "victims"), [(0, 1), (1, 1), (2, 0)])
@@ -200,6 +269,16 @@ def test_three_models_a_gpu_is_the_limit_however_much_is_free(gpus: int, victims
     )
 
     assert len(fit(node).victims) == victims
+
+
+def test_a_node_may_say_how_many_it_keeps_loaded() -> None:
+    state: dict[str, Any] = {"total_gb": 128.0, "loaded": runners(a=1.0, b=1.0)}
+    node = with_memory(100.0, **state)
+
+    one = replace(node, node=replace(node.node, max_loaded_models=1))
+
+    assert fit(node).victims == ()
+    assert len(fit(one).victims) == 2
 
 
 def test_its_own_runner_goes_first_and_gives_back_what_it_held() -> None:
@@ -227,7 +306,7 @@ def test_a_model_under_way_counts_as_loading_for_the_same_options_only() -> None
 
 def test_a_reload_of_what_is_still_being_loaded_gets_its_memory() -> None:
     pending = running(MODEL, loading=True, reserved_bytes=10 * GB)
-    node = with_memory(12.0, running=(pending,), host=HostMemory(total_bytes=4 * GB))
+    node = with_memory(14.0, running=(pending,), host=HostMemory(total_bytes=4 * GB))
 
     assert fit(node, request(MODEL, options=RunnerOptions(num_ctx=8192))).verdict == "evicts"
 
@@ -260,14 +339,82 @@ def test_what_does_not_fit_is_shared_with_system_memory() -> None:
     found = fit(with_memory(6.0))
 
     assert found.verdict == "offloads"
-    assert found.cpu_share == pytest.approx((4.0 + FIRST_MODEL_MARGIN_BYTES / GB) / 10.0)
+    missing = NEED - (6 * GB - FIRST_MODEL_MARGIN_BYTES)
+    assert found.cpu_share == pytest.approx(missing / NEED)
+    assert found.gpu_bytes == found.reserved_bytes == 6 * GB - FIRST_MODEL_MARGIN_BYTES
+
+
+def test_it_is_shared_by_whole_layers_where_they_are_known() -> None:
+    node = snapshot(models=(BIG,), free_vram_gb=8.0)
+
+    found = fit(node, request(BIG))
+
+    need = needs_of(request(BIG), node, Moment()).expected.need
+    sizes = [need.gpu_bytes(count) for count in range(34)]
+    room = 8 * GB - FIRST_MODEL_MARGIN_BYTES
+    assert found.gpu_bytes == max(size for size in sizes if size <= room)
+    assert found.cpu_share == pytest.approx(1 - found.reserved_bytes / need.total_bytes)
+
+
+def gpus(*free_gb: float) -> tuple[Device, ...]:
+    return tuple(
+        Device(key=str(n), vendor="nvidia", total_bytes=24 * GB, free_bytes=int(free * GB))
+        for n, free in enumerate(free_gb)
+    )
+
+
+def on_gpus(*free_gb: float, total_free_gb: float | None = None, **state: Any) -> NodeSnapshot:
+    free = sum(free_gb) if total_free_gb is None else total_free_gb
+    return with_memory(free, total_gb=24.0 * len(free_gb), devices=gpus(*free_gb), **state)
+
+
+def test_a_model_that_fits_on_one_gpu_needs_no_more_for_being_on_two() -> None:
+    asked = request(BIG, options=RunnerOptions(num_ctx=4096))
+    state: dict[str, Any] = {"installed": installed(BIG)}
+    whole, split = (needs_of(asked, on_gpus(20.0, 20.0, **state), Moment(), n) for n in (1, 2))
+    assert split.bytes > whole.bytes
+
+    assert fit(on_gpus(20.0, 4.0, **state), asked).need_bytes == whole.bytes
+    assert fit(on_gpus(10.0, 12.0, **state), asked).need_bytes == split.bytes
+
+
+def test_of_two_gpus_each_keeps_its_margin() -> None:
+    asked = request(BIG, options=RunnerOptions(num_ctx=4096))
+    state: dict[str, Any] = {"installed": installed(BIG)}
+    split = needs_of(asked, on_gpus(9.0, 9.0, **state), Moment(), 2).bytes / GB
+    half = (split + 2 * FIRST_MODEL_MARGIN_BYTES / GB) / 2
+
+    assert fit(on_gpus(half + 0.01, half + 0.01, **state), asked).verdict == "fits"
+    assert fit(on_gpus(half - 0.01, half - 0.01, **state), asked).verdict == "offloads"
+
+
+def test_what_has_been_loaded_since_the_sample_is_taken_from_the_gpu_with_most_room() -> None:
+    asked = request(BIG, options=RunnerOptions(num_ctx=4096))
+    state: dict[str, Any] = {"installed": installed(BIG)}
+
+    together = fit(on_gpus(20.0, 4.0, total_free_gb=24.0, **state), asked)
+    since = fit(on_gpus(20.0, 4.0, total_free_gb=14.0, **state), asked)
+
+    assert together.verdict == "fits"
+    assert since.verdict == "offloads"
+    assert since.gpu_bytes is not None
+    assert since.gpu_bytes <= 14 * GB - 2 * FIRST_MODEL_MARGIN_BYTES
+
+
+def test_a_gpu_that_tells_nothing_leaves_the_sum() -> None:
+    devices = (*gpus(20.0), Device(key="lost", vendor="nvidia"))
+
+    assert fit(with_memory(20.0, devices=devices)).verdict == "fits"
 
 
 def test_a_node_cannot_only_if_its_system_memory_is_known_to_be_too_small() -> None:
+    missing = (NEED - (6 * GB - FIRST_MODEL_MARGIN_BYTES)) / GB
+    enough, little = (HostMemory(total_bytes=int((missing + more) * GB)) for more in (0.01, -0.01))
+
     assert fit(with_memory(6.0)).verdict == "offloads"
-    assert fit(with_memory(6.0, host=HostMemory(total_bytes=4 * GB))).verdict == "offloads"
-    assert fit(with_memory(6.0, host=HostMemory(total_bytes=3 * GB))).verdict == "cannot"
-    assert fit(with_memory(None, host=HostMemory(total_bytes=3 * GB))).verdict == "unknown"
+    assert fit(with_memory(6.0, host=enough)).verdict == "offloads"
+    assert fit(with_memory(6.0, host=little)).verdict == "cannot"
+    assert fit(with_memory(None, host=little)).verdict == "unknown"
 
 
 def test_a_node_that_cannot_is_rejected_with_the_figures() -> None:
@@ -277,11 +424,14 @@ def test_a_node_that_cannot_is_rejected_with_the_figures() -> None:
         Scheduler().schedule(request(MODEL), [node], Moment(), random.Random(0))
 
     (rejection,) = caught.value.rejections
-    assert rejection == ("a", "short of VRAM", "needs 10.0 GB, 6.0 GB free")
+    assert rejection == ("a", "short of VRAM", f"needs {NEED_GB:.1f} GB, 6.0 GB free")
 
 
 def test_unknown_memory_is_neither_too_little_nor_enough() -> None:
-    assert fit(with_memory(None, total_gb=None)) == Fit("unknown", int(NEED_GB * GB))
+    found = fit(with_memory(None, total_gb=None))
+
+    assert found == Fit("unknown", NEED)
+    assert found.reserved_bytes == NEED
 
 
 def test_a_node_without_gpu_counts_models_and_asks_for_no_memory() -> None:
@@ -289,7 +439,10 @@ def test_a_node_without_gpu_counts_models_and_asks_for_no_memory() -> None:
     two = with_memory(0.0, total_gb=0.0, loaded=runners(a=4.0, b=4.0))
     three = with_memory(0.0, total_gb=0.0, loaded=runners(a=4.0, b=4.0, c=4.0))
 
-    assert fit(two) == Fit("offloads", int(NEED_GB * GB), (), 1.0)
+    found = fit(two)
+
+    assert (found.verdict, found.victims, found.cpu_share) == ("offloads", (), 1.0)
+    assert found.reserved_bytes == 0
     assert fit(three).victims == ("a:latest",)
 
 
@@ -372,4 +525,5 @@ def test_a_configured_24_gb_card_is_one_of_24_gib_to_ollama(
 
     need = memory_need_bytes(request(), node, Moment())
 
-    assert need == 2 * GB + context * 65_536 + GPU_OVERHEAD_BYTES
+    model = installed(LLAMA)[LLAMA]
+    assert need == estimate(model.shape, model.size_bytes, context).total_bytes

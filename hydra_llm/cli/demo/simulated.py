@@ -107,7 +107,7 @@ def _introduce(stage: Stage, speed: float) -> None:
 def _models_are_known(stage: Stage) -> bool:
     """Whether each node has been asked about each of its models, a few in a round."""
     models = [model for node in stage.router.nodes() for model in node.installed.values()]
-    return all(model.kv_bytes_per_token is not None for model in models)
+    return all(model.shape is not None for model in models)
 
 
 # -------------------------------------------------------------------------- stories
