@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from hydra_llm.types import GB, Device, LoadedModel, Node
+from hydra_llm.vram.estimator import CONTEXT_BYTES
 
 __all__ = ["SOURCES", "Evidence", "MemorySource", "VramFigures", "vram_figures"]
 
 SHARES_HOST_MEMORY = re.compile(r"\b(GB10|N1X?|Tegra|Jetson|Orin|Thor|Xavier)\b", re.IGNORECASE)
 """Chips whose GPU has no memory of its own; some report a small pool that is not the limit."""
-from hydra_llm.vram.estimator import CONTEXT_BYTES
 
 GPU_OVERHEAD_BYTES = CONTEXT_BYTES
 """CUDA context and the like, per loaded model, which ``/api/ps`` does not count."""
