@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hydra_llm.tables import html_table, stacked_bars, text_table
-from hydra_llm.types import GB, NodeSnapshot
+from hydra_llm.types import GB, Device, NodeSnapshot
 
-__all__ = ["NodeResources", "resources_of"]
+__all__ = ["ModelFits", "NodeResources", "need_text", "place_text", "resources_of"]
 
 _HEAD = ("node", "health", "VRAM free", "VRAM source", "loaded models", "in flight")
 
@@ -42,6 +43,68 @@ class NodeResources(list[dict[str, Any]]):
         return text_table(_HEAD, rows)
 
 
+class ModelFits(list[dict[str, Any]]):
+    """Where a model could run: a dictionary a node, and a table where one looks at it."""
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [
+                node["node"],
+                place_text(node),
+                need_text(node),
+                _gb_text(node["free_gb"]),
+                str(node.get("num_ctx", "")),
+                str(node.get("largest_num_ctx") or ""),
+                f"{node['tokens_per_second']:.3g}" if node.get("tokens_per_second") else "",
+            ]
+            for node in self
+        ]
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return html_table(_FIT_HEAD, self._rows())
+
+    def __repr__(self) -> str:
+        return text_table(_FIT_HEAD, self._rows())
+
+
+_FIT_HEAD = ("node", "place", "needs", "free", "context", "longest context", "tokens/s")
+
+_PLACES = {
+    "loaded": "loaded",
+    "loading": "being loaded",
+    "fits": "fits",
+    "cannot": "too big",
+    "unknown": "VRAM unknown",
+}
+
+
+def place_text(node: Mapping[str, Any]) -> str:
+    """How the model finds its place there, in a few words."""
+    if "verdict" not in node:
+        return node["health"] if node["health"] != "up" else "nobody has the model"
+    verdict = node["verdict"]
+    if verdict == "evicts":
+        text = f"fits after {', '.join(node['evicts'])}" if node["evicts"] else "fits, reloaded"
+    elif verdict == "offloads":
+        text = f"{node['cpu_share']:.0%} in system memory"
+        if node["evicts"]:
+            text += f" after {', '.join(node['evicts'])}"
+    else:
+        text = _PLACES[verdict]
+    return text if node["installed"] else f"{text}; not pulled"
+
+
+def need_text(node: Mapping[str, Any]) -> str:
+    """What it needs; with the interval where that is wide."""
+    if "verdict" not in node:
+        return ""
+    low, need, high = node["need_low_gb"], node["need_gb"], node["need_high_gb"]
+    if high - low < 0.1 * need:
+        return f"{need:.1f} GB"
+    return f"{need:.1f} GB ({min(low, need):.1f} to {max(high, need):.1f})"
+
+
 def resources_of(node: NodeSnapshot, now: float) -> dict[str, Any]:
     """One node as plain data: memory in decimal GB, ages in seconds, None for what is unknown."""
     seen = node.vram_observed_at
@@ -57,6 +120,8 @@ def resources_of(node: NodeSnapshot, now: float) -> dict[str, Any]:
         "vram_available_gb": _gb(node.free_vram_bytes),
         "vram_source": node.vram_source,
         "vram_age_s": None if seen is None else round(max(0.0, now - seen), 3),
+        "vram_reasons": list(node.vram_reasons),
+        "devices": [_device(device, now) for device in node.devices],
         "ram_total_gb": _gb(node.ram_bytes),
         "age_s": None if node.observed_at is None else round(max(0.0, now - node.observed_at), 3),
         "loaded_models": [
@@ -74,6 +139,35 @@ def resources_of(node: NodeSnapshot, now: float) -> dict[str, Any]:
         "cordoned": node.cordoned,
         "load_path_stuck": node.load_path_stuck,
         "labels": list(node.node.labels),
+    }
+
+
+def _device(device: Device, now: float) -> dict[str, Any]:
+    """One GPU, and who holds its memory where that is told."""
+    seen = device.observed_at
+    held = device.processes
+    return {
+        "key": device.key,
+        "name": device.name,
+        "vendor": device.vendor,
+        "kind": device.kind,
+        "total_gb": _gb(device.total_bytes),
+        "used_gb": _gb(device.used_bytes),
+        "free_gb": _gb(device.free_bytes),
+        "utilization": device.utilization,
+        "source": device.source,
+        "age_s": None if seen is None else round(max(0.0, now - seen), 3),
+        "processes": None
+        if held is None
+        else [
+            {
+                "pid": one.pid,
+                "name": one.name,
+                "owner": one.owner,
+                "used_gb": _gb(one.used_bytes),
+            }
+            for one in held
+        ],
     }
 
 

@@ -22,7 +22,7 @@ from hydra_llm.exceptions import ConfigurationError, NoEligibleNodeError, NoNode
 from hydra_llm.ollama.calls import Call, Framing, Route
 from hydra_llm.pools import Pools
 from hydra_llm.probes.collector import Collector
-from hydra_llm.resources import NodeResources, resources_of
+from hydra_llm.resources import ModelFits, NodeResources, resources_of
 from hydra_llm.scheduling import (
     Choice,
     CostTerm,
@@ -33,6 +33,7 @@ from hydra_llm.scheduling import (
     Scheduler,
 )
 from hydra_llm.scheduling.costs import alone_seconds
+from hydra_llm.scheduling.fitting import fits_of
 from hydra_llm.scheduling.memory import context_of
 from hydra_llm.types import (
     GB,
@@ -369,6 +370,39 @@ class Router:
             "context_length": min(trained, default=None),
             "usable_context_length": min(context_of(n, name, num_ctx) for n in nodes),
         }
+
+    def fit(self, model: str, *, num_ctx: int | None = None) -> ModelFits:
+        """
+        Where a model could run, and with how much context.
+
+        ::
+
+            print(router.fit("llama3.3:70b", num_ctx=16_384))
+
+        Args:
+            model: the model's name.
+            num_ctx: tokens of context; what each node would take by itself if None.
+
+        Returns:
+            A dictionary a node, memory in decimal GB. Of a node that is up, and if any node has
+            the model: ``verdict`` (``loaded``, ``loading``, ``fits``, ``evicts``, ``offloads``,
+            ``cannot``, ``unknown``), ``num_ctx`` it would have, ``need_gb`` between
+            ``need_low_gb`` and ``need_high_gb``, ``free_gb``, the models that it ``evicts``,
+            ``cpu_share`` in system memory, ``tokens_per_second`` of one answer alone, and
+            ``largest_num_ctx`` that is on the GPUs as a whole (None: none, or unknown). What is
+            ``installed`` elsewhere only is judged by what is told of it there. It shows as a
+            table in a notebook and when printed.
+        """
+        self.wait_until_seen()
+        return ModelFits(
+            fits_of(
+                canonical_model_name(model),
+                self._cluster.nodes(),
+                num_ctx=num_ctx,
+                prices=self._prices,
+                now=self._clock(),
+            )
+        )
 
     def _allowed(self, words: RoutingWords) -> list[NodeSnapshot]:
         """The nodes that are up and that the caller's words do not rule out."""

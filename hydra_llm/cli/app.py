@@ -34,6 +34,7 @@ hydra-llm demo                   three simulated nodes, nothing to set up
 hydra-llm doctor                 are my nodes and settings all right?
 hydra-llm nodes --watch          what is loaded where, how much is free
 hydra-llm explain llama3.2:3b    where would it go, and why?
+hydra-llm fit llama3.3:70b       where can it run, with how much context?
 hydra-llm chat llama3.2:3b "Why is the sky blue?"
 hydra-llm litellm-config         a config.yaml of my nodes for LiteLLM
 hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
@@ -171,6 +172,36 @@ def explain(
         else:
             tables.print_decision(stdout(), decision)
         if decision.selected_node is None:
+            raise typer.Exit(NOBODY)
+
+
+@app.command()
+def fit(
+    model: options.Model,
+    *,
+    num_ctx: options.NumCtx = None,
+    node: options.Nodes = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Say where MODEL can run, with how much context, and how fast; nothing is loaded.
+
+    Exit code: 0 if it goes onto some node's GPUs as a whole, 1 if not, 2 if an option or a setting
+    is wrong.
+    """
+    from hydra_llm.cli import fitting
+
+    with told_in_one_line(debug=debug), opened_router(node) as router:
+        router.refresh()
+        fitting.wait_until_described(router, model)
+        fits = router.fit(model, num_ctx=num_ctx)
+        if as_json:
+            print_json(fits)
+        else:
+            console = stdout()
+            console.print(fitting.fit_view(model, fits, width=console.width))
+        if not any(fitting.is_whole(one) for one in fits):
             raise typer.Exit(NOBODY)
 
 

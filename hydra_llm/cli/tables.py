@@ -63,6 +63,7 @@ def nodes_summary(nodes: Sequence[Mapping[str, Any]]) -> Text:
         text.append(f", {sum(known):.1f} GB VRAM free")
         if len(known) < len(up):
             text.append(f" ({len(up) - len(known)} unknown)")
+        text.append("; █ models, ▓ others, ░ free")
     text.stylize("dim")
     return text
 
@@ -122,9 +123,50 @@ def _vram(node: Mapping[str, Any]) -> Text:
         return text
     text = Text(f"{free:.1f}", style="bold")
     text.append(" GB" if total is None else f" of {total:.1f} GB", style="not bold")
+    for bar in _bars(node):
+        text.append("\n")
+        text.append_text(bar)
     if node["vram_source"]:
         text.append(f"\n{node['vram_source']}, {age(node['vram_age_s'])}", style="dim not bold")
     return text
+
+
+BAR_WIDTH = 12
+
+
+def _bars(node: Mapping[str, Any]) -> list[Text]:
+    """Who has the memory: a bar a GPU where they are told apart, else one for the node."""
+    told = [one for one in node["devices"] if one["total_gb"] and one["used_gb"] is not None]
+    if told:
+        return [
+            _bar(*_shares(one), label=f" {one['used_gb']:.1f}" if len(told) > 1 else "")
+            for one in told
+        ]
+    total, free = node["vram_total_gb"], node["vram_available_gb"]
+    if not total or free is None:
+        return []
+    models = sum(model["vram_gb"] or 0.0 for model in node["loaded_models"])
+    used = max(0.0, total - free)
+    return [_bar(min(1.0, models / total), max(0.0, used - models) / total)]
+
+
+def _shares(device: Mapping[str, Any]) -> tuple[float, float]:
+    """What Ollama has of a GPU, and what others have; all is others' where nobody tells."""
+    total, used = device["total_gb"], device["used_gb"]
+    held = device["processes"] or ()
+    ollama = sum(one["used_gb"] or 0.0 for one in held if one["owner"] == "ollama")
+    return min(1.0, ollama / total), max(0.0, used - ollama) / total
+
+
+def _bar(models: float, others: float, *, label: str = "") -> Text:
+    first = round(models * BAR_WIDTH)
+    second = min(BAR_WIDTH - first, round(others * BAR_WIDTH))
+    return Text.assemble(
+        ("█" * first, "green not bold"),
+        ("▓" * second, "yellow not bold"),
+        ("░" * (BAR_WIDTH - first - second), "dim not bold"),
+        (label, "dim not bold"),
+    )
 
 
 def _loaded(node: Mapping[str, Any], between: str) -> Text:

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -130,6 +131,53 @@ def test_a_wrong_value_is_told_in_one_line_with_exit_code_2(run: Run) -> None:
         assert result.exit_code == 2
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
+
+
+# --------------------------------------------------------------------------- fit
+
+
+@pytest.fixture
+def configured(cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes with their memory, which --node cannot say."""
+    told = ("id", "url", "vram_gb", "vram_reserved_gb")
+    nodes = [{name: getattr(one, name) for name in told} for one in cluster.nodes()]
+    monkeypatch.setenv("HYDRA_LLM_NODES", json.dumps(nodes))
+    monkeypatch.setenv("HYDRA_LLM_VRAM_MONITORING", "0")
+
+
+@pytest.mark.usefixtures("configured")
+def test_fit_says_where_a_model_can_run_with_how_much_context(run: Run) -> None:
+    result = run("fit", "mistral-small:24b", "--num-ctx=32768")
+
+    assert result.exit_code == 1
+    rack = next(line for line in result.stdout.splitlines() if line.startswith("rack"))
+    assert re.search(r"rack +\d+% in system memory .*32768 +\d+ ", rack)
+    told = re.search(r"only with --num-ctx (\d+) or less, on rack", result.stdout)
+    assert told
+
+    shorter = run("fit", "mistral-small:24b", f"--num-ctx={told[1]}")
+    longer = run("fit", "mistral-small:24b", f"--num-ctx={int(told[1]) + 256}")
+    assert (shorter.exit_code, longer.exit_code) == (0, 1)
+    assert "on GPUs as a whole: rack" in shorter.stdout
+
+
+@pytest.mark.usefixtures("configured")
+def test_fit_as_json_is_what_the_router_says(run: Run) -> None:
+    result = run("fit", "qwen3:8b", "--json")
+
+    fits = {one["node"]: one for one in json.loads(result.stdout)}
+    assert result.exit_code == 0
+    assert fits["rack"]["verdict"] == "fits"
+    assert fits["rack"]["need_gb"] < fits["rack"]["free_gb"]
+
+
+def test_fit_of_a_model_that_nobody_has_names_the_way_to_get_it(
+    run: Run, cluster: SimulatedCluster
+) -> None:
+    result = run("fit", "nobody:1b", on=cluster)
+
+    assert result.exit_code == 1
+    assert "ollama pull nobody:1b" in result.stdout
 
 
 # -------------------------------------------------------------------------- chat

@@ -1,5 +1,6 @@
 import io
 import random
+import re
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ def resources(**about: Any) -> dict[str, Any]:
         "vram_available_gb": 13.8,
         "vram_source": "nvml",
         "vram_age_s": 3.2,
+        "devices": [],
         "loaded_models": [],
         "in_flight": 2,
         **about,
@@ -111,7 +113,40 @@ def test_the_summary_counts_nodes_and_memory_that_is_known() -> None:
         resources(health="down", vram_available_gb=9.0),
     ]
 
-    assert nodes_summary(nodes).plain == "2 of 3 nodes up, 13.8 GB VRAM free (1 unknown)"
+    said, _, legend = nodes_summary(nodes).plain.partition("; ")
+    assert said == "2 of 3 nodes up, 13.8 GB VRAM free (1 unknown)"
+    assert legend == "█ models, ▓ others, ░ free"
+
+
+def bars_of(**about: Any) -> list[str]:
+    text = shown(nodes_table([resources(**about)]))
+    return re.findall(r"[█▓░]+(?: [\d.]+)?", text)
+
+
+def gpu(used: float | None, *held: tuple[str, float], total: float = 24.0) -> dict[str, Any]:
+    processes = [{"pid": 1, "name": "", "owner": who, "used_gb": gb} for who, gb in held]
+    return {"total_gb": total, "used_gb": used, "processes": processes if held else None}
+
+
+def test_who_has_the_memory_is_a_bar_a_gpu() -> None:
+    devices = [gpu(12.0, ("ollama", 6.0), ("other", 6.0)), gpu(24.0, ("ollama", 24.0)), gpu(0.0)]
+
+    assert bars_of(devices=devices) == ["███▓▓▓░░░░░░ 12.0", "████████████ 24.0", "░" * 12 + " 0.0"]
+
+
+def test_where_nobody_tells_whose_it_is_it_is_not_said_to_be_the_models() -> None:
+    assert bars_of(devices=[gpu(6.0)]) == ["▓▓▓░░░░░░░░░"]
+
+
+def test_a_node_without_such_a_source_has_a_bar_of_what_ps_shows() -> None:
+    model = {"name": LLAMA, "size_gb": 6.0, "vram_gb": 6.0, "context_length": 4096}
+
+    assert bars_of(loaded_models=[model], vram_available_gb=12.0) == ["███▓▓▓░░░░░░"]
+
+
+def test_where_the_free_memory_is_unknown_there_is_no_bar() -> None:
+    assert bars_of(vram_available_gb=None) == []
+    assert bars_of(devices=[gpu(None)], vram_available_gb=None) == []
 
 
 def test_names_from_nodes_are_no_markup() -> None:

@@ -314,7 +314,7 @@ async def test_500_calls_with_every_kind_of_end_leave_nothing(
     await asyncio.to_thread(until, lambda: not any(node.in_flight for node in cluster))
     after = books(proxy)
     assert (after["released"], after["expired"]) == (after["opened"], 0)
-    assert after["opened"] - before["opened"] > CALLS / 2
+    assert after["opened"] - before["opened"] > CALLS / 4
 
     # That all of it has happened.
     assert callers.ends.total() == CALLS
