@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from hydra_llm.agent.page import CONTENT_TYPE
 from hydra_llm.agent.running import Pages
 from hydra_llm.agent.server import AgentServer
 from hydra_llm.exceptions import ConfigurationError
+from hydra_llm.probes.exporters import ExporterWatch
+from hydra_llm.probes.exporters.watch import Exported
 from hydra_llm.probes.local import LocalDevices, LocalMemory
 from hydra_llm.probes.nvml import NvmlReader
 from hydra_llm.probes.programs import Program
-from hydra_llm.types import Device, HostMemory
+from hydra_llm.types import Device, HostMemory, Node
 from tests.probes.fake_nvml import GIB, Gpu, Known, Nvml
 
 HERE = Path(__file__).parent
@@ -45,10 +49,10 @@ class Machine:
         self.takes_seconds = 0.0
         self.clock, self.wall_clock = Clock(100.0), Clock(1_795_424_594.5)
         programs = Known({4711: Program("llama-server", "ollama"), 9: Program("game")})
-        nvml = NvmlReader(load=lambda: self.nvml, host=self.host, programs=programs)
+        self.nvml_reader = NvmlReader(load=lambda: self.nvml, host=self.host, programs=programs)
         memory = LocalMemory(
             clock=self.clock,
-            reader=LocalDevices([nvml]),
+            reader=LocalDevices([self.nvml_reader]),
             host=self.host,
             fresh_seconds=running.FRESH_SECONDS,
         )
@@ -96,6 +100,45 @@ async def test_an_agent_on_loopback_is_read_by_a_stock_parser() -> None:
     [about] = found["hydra_node_agent_info"]
     assert dict(about) == {"reasons": "", "version": "1.2.3"}
     assert machine.nvml.shutdowns == 1
+
+
+async def test_an_agent_on_loopback_is_read_by_our_scraper_with_its_token_alone() -> None:
+    machine = Machine()
+    machine.wall_clock.now = time.time()  # the server says what time it is, by the machine's own
+    server = AgentServer(machine.pages.metrics, token=SecretStr("s3cret"))
+    [(address, port)] = await server.listen(["127.0.0.1"], 0)
+
+    async def read(**headers: str) -> Exported:
+        node = Node(
+            "http://127.0.0.1:9", exporter=f"http://{address}:{port}", exporter_headers=headers
+        )
+        async with httpx.AsyncHTTPTransport() as transport:
+            watch = ExporterWatch(
+                node,
+                transport,
+                timeout_seconds=5.0,
+                clock=machine.clock,
+                wall_clock=machine.wall_clock,
+            )
+            watch.begin()
+            return await watch.latest()
+
+    told = await read(Authorization="Bearer s3cret")
+    refused = await read(Authorization="Bearer guess")
+    [nvml], _ = machine.nvml_reader.read(machine.clock.now)
+    await server.close()
+    machine.pages.close()
+
+    [device] = told.devices
+    assert told.trouble == ""
+    assert replace(device, source="", observed_at=None) == replace(
+        nvml, source="", observed_at=None
+    )
+    assert device.observed_at == pytest.approx(machine.clock.now, abs=1.0)
+    assert told.host is not None
+    assert told.host.available_bytes == 40 * GIB
+    assert refused.devices == ()
+    assert "401" in refused.trouble
 
 
 async def test_a_reading_serves_for_a_quarter_of_a_second() -> None:
