@@ -126,6 +126,8 @@ def _vram(node: Mapping[str, Any]) -> Text:
     for bar in _bars(node):
         text.append("\n")
         text.append_text(bar)
+    for name, gigabytes in _others(node):
+        text.append(f"\n{name} {gigabytes:.1f} GB", style="yellow not bold")
     if node["vram_source"]:
         text.append(f"\n{node['vram_source']}, {age(node['vram_age_s'])}", style="dim not bold")
     return text
@@ -148,6 +150,22 @@ def _bars(node: Mapping[str, Any]) -> list[Text]:
     models = sum(model["vram_gb"] or 0.0 for model in node["loaded_models"])
     used = max(0.0, total - free)
     return [_bar(min(1.0, models / total), max(0.0, used - models) / total)]
+
+
+MOST_OTHERS = 3
+WORTH_A_LINE_GB = 0.1
+
+
+def _others(node: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Who else holds GPU memory, where that is told: the largest first."""
+    held: dict[str, float] = {}
+    for device in node["devices"]:
+        for one in device["processes"] or ():
+            if one["owner"] != "ollama" and one["used_gb"]:
+                name = one["name"] or f"PID {one['pid']}"
+                held[name] = held.get(name, 0.0) + one["used_gb"]
+    largest = sorted(held.items(), key=lambda item: -item[1])[:MOST_OTHERS]
+    return [(name, gigabytes) for name, gigabytes in largest if gigabytes >= WORTH_A_LINE_GB]
 
 
 def _shares(device: Mapping[str, Any]) -> tuple[float, float]:

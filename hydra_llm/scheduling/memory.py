@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hydra_llm.types import GB, NO_OPTIONS
+from hydra_llm.vram.accounting import numbers_of
 from hydra_llm.vram.quick import Expected, expected
 
 if TYPE_CHECKING:
@@ -91,8 +92,17 @@ def runner_serves(
     return True
 
 
-def default_context(total_vram_bytes: int | None) -> int:
-    """``num_ctx`` that Ollama >= 0.15.5 takes by itself, by total VRAM (envconfig)."""
+def default_context(total_vram_bytes: int | None, version: str | None = None) -> int:
+    """
+    ``num_ctx`` that Ollama takes by itself: by total VRAM since 0.15.5 (BEHAVIOUR section 6).
+
+    Args:
+        total_vram_bytes: of all GPUs; None: unknown, and little is taken.
+        version: of Ollama; the newest if None.
+    """
+    numbers = numbers_of(version)
+    if numbers is not None and numbers < (0, 15, 5):
+        return 4096 if numbers >= (0, 6, 7) else 2048
     if total_vram_bytes is None or total_vram_bytes < 23 * GIB:
         return 4096
     return 32_768 if total_vram_bytes < 47 * GIB else 262_144
@@ -108,7 +118,7 @@ def _total_as_ollama_sees_it(node: NodeSnapshot) -> int | None:
 
 def context_of_a_load(node: NodeSnapshot, model: InstalledModel, num_ctx: int | None) -> int:
     """Tokens of context that a runner loaded now would have."""
-    context = num_ctx or default_context(_total_as_ollama_sees_it(node))
+    context = num_ctx or default_context(_total_as_ollama_sees_it(node), node.version)
     return min(context, model.context_length) if model.context_length else context
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "OldFigures",
     "era_of",
     "has_old_graph",
+    "numbers_of",
     "old_graph_bytes",
     "old_kv_bytes",
     "read_old_figures",
@@ -42,7 +43,7 @@ _KV_BYTES = {"f32": 4.0, "q8_0": 1.0, "q4_0": 0.5}
 
 def era_of(ollama_version: str | None) -> Era:
     """The accounting of a version; that of the newest for one that is not told."""
-    version = _numbers(ollama_version)
+    version = numbers_of(ollama_version)
     if version is None or version >= (0, 30, 0):
         return "llama_server"
     return "engine" if version > (0, 11, 10) else "legacy"
@@ -50,11 +51,12 @@ def era_of(ollama_version: str | None) -> Era:
 
 def has_old_graph(ollama_version: str | None) -> bool:
     """Whether the version's llama.cpp plans the larger graphs of early 2026 (0.30.0)."""
-    version = _numbers(ollama_version)
+    version = numbers_of(ollama_version)
     return version is not None and version <= (0, 30, 0)
 
 
-def _numbers(version: str | None) -> tuple[int, int, int] | None:
+def numbers_of(version: str | None) -> tuple[int, int, int] | None:
+    """A version of Ollama, to compare; None where it tells nothing."""
     found = re.match(r"v?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?", version or "")
     if found is None:
         return None

@@ -134,6 +134,26 @@ def test_who_has_the_memory_is_a_bar_a_gpu() -> None:
     assert bars_of(devices=devices) == ["███▓▓▓░░░░░░ 12.0", "████████████ 24.0", "░" * 12 + " 0.0"]
 
 
+def test_the_largest_of_other_programs_are_named() -> None:
+    def held(name: str, used: float, owner: str = "other") -> dict[str, Any]:
+        return {"pid": 7, "name": name, "owner": owner, "used_gb": used}
+
+    first = gpu(20.0) | {
+        "processes": [held("blender", 3.0), held("ollama", 9.0, "ollama"), held("", 1.5)]
+    }
+    second = gpu(20.0) | {"processes": [held("blender", 2.2), held("x", 0.4), held("y", 0.2)]}
+
+    text = shown(nodes_table([resources(devices=[first, second])]))
+
+    assert re.findall(r"(PID 7|\S+) (\d\.\d) GB *\n", text)[-3:] == [
+        ("blender", "5.2"),
+        ("PID 7", "1.5"),
+        ("x", "0.4"),
+    ]
+    assert "ollama 9" not in text
+    assert " y " not in text
+
+
 def test_where_nobody_tells_whose_it_is_it_is_not_said_to_be_the_models() -> None:
     assert bars_of(devices=[gpu(6.0)]) == ["▓▓▓░░░░░░░░░"]
 

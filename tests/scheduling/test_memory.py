@@ -118,6 +118,30 @@ def test_the_default_context_depends_on_the_gpus_memory(
     assert default_context(total) == context
 
 
+@pytest.mark.parametrize(
+    ("version", "context"),
+    [
+        ("0.5.13", 2048),
+        ("0.6.6", 2048),
+        ("0.6.7", 4096),
+        ("0.15.4", 4096),
+        ("0.15.5", 262_144),
+        ("0.32.15", 262_144),
+        ("a branch", 262_144),
+        (None, 262_144),
+    ],
+)
+def test_before_0_15_5_it_does_not(version: str | None, context: int) -> None:
+    assert default_context(80 * GB, version) == context
+
+    need = memory_need_bytes(
+        request(), snapshot(total_vram_gb=80.0, free_vram_gb=70.0, version=version), Moment()
+    )
+    model = installed(LLAMA)[LLAMA]
+    said = estimate(model.shape, model.size_bytes, min(context, 32_768), ollama_version=version)
+    assert need == said.total_bytes
+
+
 @given(st.integers(1, 300_000), st.integers(1, 300_000), st.sampled_from([None, 1, 4]))
 def test_a_longer_context_never_needs_less(short: int, long: int, slots: int | None) -> None:
     short, long = sorted((short, long))
