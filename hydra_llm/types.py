@@ -619,6 +619,8 @@ class NodeSnapshot:
     """Effective memory bandwidth, from the decode rates seen here."""
     need_ratios: Mapping[str, float] = field(default_factory=dict)
     """Of models seen loaded here: what they took, as a part of what was expected."""
+    default_context: int | None = None
+    """``num_ctx`` that the node was seen to take by itself."""
 
     @property
     def id(self) -> str:

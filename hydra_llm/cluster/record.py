@@ -90,6 +90,7 @@ class NodeRecord:
         self.penalty_at = 0.0
         self.learner = NodeLearner()
         self.need_ratios: dict[str, float] = {}
+        self.default_context: int | None = None
 
     def _new_breaker(self) -> CircuitBreaker:
         return CircuitBreaker(
@@ -123,7 +124,9 @@ class NodeRecord:
         self.health, self.health_reason = seen.health, seen.health_reason
         if seen.health != "up":
             return
-        self.version = seen.version or self.version
+        if seen.version != self.version and seen.version is not None:
+            # A restart, and perhaps with other settings.
+            self.version, self.default_context = seen.version, None
         if seen.installed is not None:
             self._observe_installed(dict(seen.installed))
         # What a load has just changed is newer than a probe that was under way then.
@@ -190,9 +193,21 @@ class NodeRecord:
 
     def _with_known_options(self, model: LoadedModel) -> LoadedModel:
         before = self.loaded.get(model.name)
-        if before is None or before.context_length != model.context_length:
+        if before is None:
+            return model
+        if before.context_length is None and before.options.num_ctx is None:
+            # We had it loaded, and left the context to the node.
+            self._learn_default_context(model)
+        if before.context_length != model.context_length:
             return model
         return replace(model, options=before.options)
+
+    def _learn_default_context(self, model: LoadedModel) -> None:
+        """What the node takes by itself shows, unless the model was trained for no more."""
+        installed = self.installed.get(model.name)
+        most = installed.context_length if installed is not None else None
+        if model.context_length and most and model.context_length < most:
+            self.default_context = model.context_length
 
     def assume_loaded(self, lease: Lease, now: float) -> None:
         """A load has just finished for ``lease``: what it changed, until a probe looks."""
@@ -319,4 +334,5 @@ class NodeRecord:
             load_bytes_per_second=self.learner.load_bytes_per_second,
             bytes_per_second=self.learner.bytes_per_second,
             need_ratios=self.need_ratios,
+            default_context=self.default_context,
         )

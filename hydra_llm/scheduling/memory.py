@@ -118,7 +118,11 @@ def _total_as_ollama_sees_it(node: NodeSnapshot) -> int | None:
 
 def context_of_a_load(node: NodeSnapshot, model: InstalledModel, num_ctx: int | None) -> int:
     """Tokens of context that a runner loaded now would have."""
-    context = num_ctx or default_context(_total_as_ollama_sees_it(node), node.version)
+    context = (
+        num_ctx
+        or node.default_context
+        or default_context(_total_as_ollama_sees_it(node), node.version)
+    )
     return min(context, model.context_length) if model.context_length else context
 
 
@@ -152,6 +156,7 @@ def needs_of(request: InferenceRequest, node: NodeSnapshot, moment: Moment, gpus
         node.node.slots,
         node.node.kv_cache_type,
         node.version,
+        node.default_context,
         ratio,
         gpus,
     )

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from hydra_llm.types import InstalledModel, NodeSnapshot
+from hydra_llm.scheduling import Moment
+from hydra_llm.scheduling.memory import memory_need_bytes
+from hydra_llm.types import InstalledModel, NodeSnapshot, RunnerOptions
 from hydra_llm.vram import estimate
-from tests.cluster.ledgers import ledger, node, seen, snapshot_of
-from tests.helpers import LLAMA, installed, loaded
+from tests.cluster.ledgers import granted, ledger, node, seen, snapshot_of
+from tests.helpers import LLAMA, installed, loaded, request, snapshot
 
 MODEL = installed(LLAMA)[LLAMA]
 
@@ -80,3 +82,66 @@ def test_what_cannot_be_compared_teaches_nothing(
     size: float, context: int | None, model: InstalledModel
 ) -> None:
     assert after(size, context, model).need_ratios == {}
+
+
+# ------------------------------------------------------------------ default context
+
+
+def after_a_load(
+    shown: int | None, *, num_ctx: int | None = None, train: int = 32_768
+) -> int | None:
+    """What is known of the node's own context once `/api/ps` shows what we had it load."""
+    model = replace(MODEL, context_length=train)
+    cluster = ledger(seen("a", installed={LLAMA: model}), nodes=[node("a")])
+    lease = granted(cluster, request(options=RunnerOptions(num_ctx=num_ctx)))
+    cluster.first_byte(lease)
+    runner = {LLAMA: replace(loaded(LLAMA)[LLAMA], context_length=shown)}
+    cluster.observe(seen("a", at=1.0, installed={LLAMA: model}, loaded=runner))
+    return snapshot_of(cluster).default_context
+
+
+def test_the_context_that_a_node_takes_by_itself_shows_in_what_we_had_it_load() -> None:
+    assert after_a_load(8192) == 8192
+
+
+@pytest.mark.parametrize(
+    ("shown", "about"), [(8192, {"num_ctx": 8192}), (4096, {"train": 4096}), (None, {})]
+)
+def test_it_does_not_show_where_something_else_set_it(
+    shown: int | None, about: dict[str, Any]
+) -> None:
+    assert after_a_load(shown, **about) is None
+
+
+def test_what_others_had_loaded_tells_nothing_of_it() -> None:
+    cluster = ledger(seen("a"), nodes=[node("a")])
+    cluster.observe(seen("a", at=1.0, warm=(LLAMA,)))
+
+    assert snapshot_of(cluster).default_context is None
+
+
+def test_it_is_what_a_request_without_a_context_is_judged_by() -> None:
+    plain, known = snapshot(total_vram_gb=24.0), snapshot(default_context=4096)
+    explicit = request(options=RunnerOptions(num_ctx=4096))
+
+    assert memory_need_bytes(request(), known, Moment()) == memory_need_bytes(
+        explicit, plain, Moment()
+    )
+    larger = snapshot(default_context=16_384)
+    assert memory_need_bytes(request(), larger, Moment()) > memory_need_bytes(
+        explicit, plain, Moment()
+    )
+
+
+def test_another_version_may_take_another() -> None:
+    cluster = ledger(seen("a"), nodes=[node("a")])
+    lease = granted(cluster, request())
+    cluster.first_byte(lease)
+    cluster.observe(
+        seen("a", at=1.0, loaded={LLAMA: replace(loaded(LLAMA)[LLAMA], context_length=8192)})
+    )
+    assert snapshot_of(cluster).default_context == 8192
+
+    cluster.observe(seen("a", at=2.0, version="0.33.0"))
+
+    assert snapshot_of(cluster).default_context is None
