@@ -735,6 +735,9 @@ def test_a_request_that_hangs_keeps_nobody_else_waiting(
 
 # ------------------------------------------------------------ dropped without a word
 
+SOON_SECONDS = 3.0
+"""A tick and a busy machine; the answers go on for ten."""
+
 
 def chat(stream: bool = True) -> dict[str, Any]:
     return {"model": MODEL, "messages": MESSAGES, "options": ENDLESS, "stream": stream}
@@ -755,7 +758,7 @@ async def test_a_stream_that_is_dropped_lets_go_of_its_node(
     del response, parts
     gc.collect()
 
-    await auntil(lambda: not any(node.in_flight for node in cluster))
+    assert await auntil(lambda: not any(node.in_flight for node in cluster)) < SOON_SECONDS
     await auntil(lambda: not router.in_flight)
     await client.aclose()
 
@@ -775,7 +778,7 @@ def test_a_synchronous_stream_that_is_dropped_lets_go_of_its_node(
         del response, parts
         gc.collect()
 
-        until(lambda: not any(node.in_flight for node in cluster))
+        assert until(lambda: not any(node.in_flight for node in cluster)) < SOON_SECONDS
         until(lambda: not router.in_flight)
 
 
@@ -792,7 +795,7 @@ async def test_a_stream_whose_caller_is_known_to_have_left_lets_go_although_it_i
 
     dispatch.cancelled()
 
-    await auntil(lambda: not any(node.in_flight for node in cluster))
+    assert await auntil(lambda: not any(node.in_flight for node in cluster)) < SOON_SECONDS
     assert router.in_flight == 0
     await response.aclose()
     await client.aclose()
