@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timezone
 from types import FunctionType
 from typing import Any
 
@@ -493,3 +494,23 @@ async def test_a_reading_that_fails_is_a_reason() -> None:
     reading = await local.read(5.0)
 
     assert (reading.devices, reading.reasons) == (None, ("ZeroDivisionError",))
+
+
+async def test_how_long_a_model_stays_when_idle_shows_in_two_looks() -> None:
+    clock, wall_clock = Clock(), Clock()
+
+    def ps(expires_in: float) -> Any:
+        at = datetime.fromtimestamp(wall_clock.now + expires_in, timezone.utc)
+        return {"models": [{**PS["models"][0], "expires_at": at.isoformat()}]}
+
+    async def keep_alive() -> float | None:
+        return (await probe.probe()).loaded["llama3:latest"].keep_alive_seconds  # type: ignore[index]
+
+    wall_clock.now = 1_800_000_000.0
+    wire = Wire(ps=ps(50.0))
+    probe = probe_of(wire, clock=clock, wall_clock=wall_clock)
+    assert await keep_alive() == 60.0  # what people set
+
+    clock.now, wall_clock.now = clock.now + 5.0, wall_clock.now + 5.0
+    wire.answers["ps"] = ps(87.0)  # it was used three seconds ago
+    assert await keep_alive() == 90.0
