@@ -26,6 +26,7 @@ from hydra_llm.types import GB, HostMemory, Node, Observation
 TAGS = {"models": [{"name": "llama3", "size": 4 * GB, "digest": "d1"}]}
 PS = {"models": [{"name": "llama3", "size": 5 * GB, "size_vram": 5 * GB, "context_length": 4096}]}
 SHOW = {
+    "modelfile": "# Modelfile\nFROM /root/.ollama/models/blobs/sha256-5ee4\n",
     "capabilities": ["completion", "tools"],
     "model_info": {
         "general.architecture": "x",
@@ -381,6 +382,7 @@ async def test_what_show_tells_is_added_to_the_last_observation() -> None:
     assert model.shape.kv_bytes(256) == 256 * 2 * 4 * (16 + 16) * 2
     assert model.capabilities == frozenset({"completion", "tools"})
     assert model.context_length == 8192
+    assert model.weights_file == "sha256-5ee4"
     assert (more.observed_at, more.loaded) == (first.observed_at, first.loaded)
     assert wire.asked("/show")[0].content == b'{"model":"llama3:latest"}'
     assert probe.with_what_was_learned() is None

@@ -21,6 +21,7 @@ from hydra_llm import (
     ConfigurationError,
     DeadlineError,
     HydraTransport,
+    Node,
     NoEligibleNodeError,
     NoNodeUpError,
     QueueFullError,
@@ -35,6 +36,7 @@ from hydra_llm.testing import (
     SimulatedNode,
 )
 from hydra_llm.transport import decision_of
+from hydra_llm.types import GB
 from tests.router.conftest import MODEL, make_nodes, make_router
 
 MESSAGES = [{"role": "user", "content": "Tell me about lighthouses."}]
@@ -629,3 +631,32 @@ def test_a_model_that_was_unloaded_is_not_thought_warm_any_longer(
     while loaded_on_a():
         time.sleep(0.005)
     assert MODEL not in cluster["a"].loaded
+
+
+async def test_a_load_has_its_memory_from_the_moment_the_node_is_chosen() -> None:
+    """What does not go onto the GPU is not taken from it."""
+    with SimulatedCluster(make_nodes("a", vram_gb=4.0, token_output=10_000)) as cluster:
+        nodes = [Node(one.url, id=one.id, vram_gb=4.0, local=False) for one in cluster]
+        with make_router(cluster, nodes=nodes) as router:
+            router.refresh()
+            [fit] = router.fit(MODEL, num_ctx=32_768)
+            assert fit["verdict"] == "offloads"
+            transport = AsyncHydraTransport(router=router)
+            call = {"model": MODEL, "messages": [], "options": {"num_ctx": 32_768}}
+
+            held = await transport.reserve("/api/chat", call)
+
+            [node] = router.nodes()
+            [running] = node.running
+            on_gpu = fit["need_gb"] * (1 - fit["cpu_share"])
+            assert running.reserved_bytes / GB == pytest.approx(on_gpu, abs=0.01)
+            assert 0 < running.reserved_bytes < 4 * GB
+
+            held.first_byte()
+
+            [node] = router.nodes()
+            runner = node.loaded[MODEL]
+            assert runner.size_bytes / GB == pytest.approx(fit["need_gb"], abs=0.01)
+            assert runner.gpu_share == pytest.approx(1 - fit["cpu_share"], abs=0.01)
+            held.cancelled()
+            await transport.aclose()
