@@ -11,7 +11,7 @@ import pytest
 from litellm import exceptions as errors
 
 from hydra_llm import Router
-from hydra_llm.integrations.litellm import decision_of
+from hydra_llm.integrations.litellm import HydraRoutingStrategy, decision_of, install
 from hydra_llm.testing import (
     CutFault,
     ErrorLineFault,
@@ -22,7 +22,7 @@ from hydra_llm.testing import (
     SimulatedCluster,
     StatusFault,
 )
-from tests.litellm.conftest import HELLO, LiteRouter, asked, auntil, until
+from tests.litellm.conftest import CHAT, HELLO, LiteRouter, asked, auntil, lite_router, until
 
 # ---------------------------------------------------------------- a node that is dead
 
@@ -81,6 +81,33 @@ async def test_what_fails_before_the_first_part_is_served_by_another_node(
     assert len(tried) == 2
     assert decision["attempts"][1]["outcome"] == "ok"
     assert decision["selected_node"] == tried[1] != "a"
+    await auntil(lambda: not hydra.in_flight)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sync"])
+async def test_so_is_what_goes_to_a_node_by_another_provider(
+    strategy: HydraRoutingStrategy, cluster: SimulatedCluster, hydra: Router, kind: str
+) -> None:
+    """Over LiteLLM's own connections, so its hooks alone tell what became of it."""
+    rows = [
+        {
+            "model_name": "chat",
+            "litellm_params": {
+                "model": f"openai/{CHAT}",
+                "api_base": f"{node.url}/v1",
+                "api_key": "x",
+            },
+            "model_info": {"id": node.id, "hydra": {"node_id": node.id}},
+        }
+        for node in cluster
+    ]
+    router = lite_router(model_list=rows, num_retries=2)
+    install(router, strategy)
+    cluster["a"].inject(StatusFault(500))
+
+    for _ in range(4):
+        answer = await _ask(router, kind, node_id="a")
+        assert answer._hidden_params["model_id"] != "a"
     await auntil(lambda: not hydra.in_flight)
 
 

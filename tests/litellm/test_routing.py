@@ -296,6 +296,8 @@ async def test_of_a_mixed_group_one_ollama_node_and_the_rest_are_litellms_to_cho
         else:
             answer = await asyncio.to_thread(router.completion, "chat", HELLO, node_id="b")
         nodes.append(answer._hidden_params["model_id"])
+        if way == "async":  # nothing was held on a node for the other one
+            assert (decision_of(answer) is None) == (nodes[-1] == "cloud")
         assert not any(hydra.nodes()[i].running for i in range(3)) or way == "sync"
 
     assert set(nodes) == {"cloud", "chat-b"}  # by chance once in 8 million runs
