@@ -108,6 +108,11 @@ async def test_so_is_what_goes_to_a_node_by_another_provider(
     for _ in range(4):
         answer = await _ask(router, kind, node_id="a")
         assert answer._hidden_params["model_id"] != "a"
+        if kind == "whole":  # of synchronous calls it is told a moment later
+            decision = decision_of(answer)
+            assert decision is not None
+            told = {a["node_id"]: a["status_code"] for a in decision["attempts"]}
+            assert told.get("a", 500) == 500
     await auntil(lambda: not hydra.in_flight)
 
 
