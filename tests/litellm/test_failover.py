@@ -105,14 +105,14 @@ async def test_so_is_what_goes_to_a_node_by_another_provider(
     install(router, strategy)
     cluster["a"].inject(StatusFault(500))
 
-    for _ in range(4):
+    for number in range(4):
         answer = await _ask(router, kind, node_id="a")
         assert answer._hidden_params["model_id"] != "a"
-        if kind == "whole":  # of synchronous calls it is told a moment later
+        if kind == "whole" and not number:  # of synchronous calls it is told a moment later
             decision = decision_of(answer)
             assert decision is not None
-            told = {a["node_id"]: a["status_code"] for a in decision["attempts"]}
-            assert told.get("a", 500) == 500
+            told = decision["attempts"][0]
+            assert (told["node_id"], told["status_code"]) == ("a", 500)
     await auntil(lambda: not hydra.in_flight)
 
 
