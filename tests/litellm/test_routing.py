@@ -13,8 +13,13 @@ import litellm
 import pytest
 from litellm.types.router import RouterRateLimitError
 
-from hydra_llm import ConfigurationError, Router
-from hydra_llm.integrations.litellm import HydraRoutingStrategy, decision_of, install
+from hydra_llm import AsyncHydraTransport, ConfigurationError, Router
+from hydra_llm.integrations.litellm import (
+    HydraRoutingStrategy,
+    decision_of,
+    install,
+    uninstall,
+)
 from hydra_llm.testing import SimulatedCluster
 from tests.litellm.conftest import (
     HELLO,
@@ -304,6 +309,32 @@ async def test_of_a_mixed_group_one_ollama_node_and_the_rest_are_litellms_to_cho
     assert asked(cluster) == {"a": 0, "b": nodes.count("chat-b"), "c": 0}
 
 
+async def test_of_a_mixed_group_the_node_that_litellm_took_is_the_one_that_is_asked(
+    strategy: HydraRoutingStrategy, cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place is held there after LiteLLM's choice, though another node may be as good by now."""
+    model_list = [*deployments(cluster), {**clouds("x")[0], "model_name": "chat"}]
+    router = lite_router(model_list=model_list, num_retries=0)
+    install(router, strategy)
+    reserve, held = AsyncHydraTransport.reserve, list[Any]()
+
+    async def watched(self: AsyncHydraTransport, *args: Any, **words: Any) -> Any:
+        held.append((words.get("node_id"), words.get("pin")))
+        return await reserve(self, *args, **words)
+
+    monkeypatch.setattr(AsyncHydraTransport, "reserve", watched)
+    taken = 0
+    for _ in range(24):
+        held.clear()
+        answer = await router.acompletion("chat", HELLO)
+        node_id = answer._hidden_params["model_id"].removeprefix("chat-")
+        if node_id != "x":
+            taken += 1
+            assert held[-1] == (cluster[node_id].url, "require")
+
+    assert taken
+
+
 async def test_the_lowest_order_is_taken_while_it_can_be(
     strategy: HydraRoutingStrategy, cluster: SimulatedCluster
 ) -> None:
@@ -505,3 +536,28 @@ def cool_down(router: LiteRouter, deployment: str) -> None:
         exception_status=429,
         cooldown_time=60,
     )
+
+
+async def test_a_node_that_is_configured_keeps_its_name_where_a_deployment_gives_it_too(
+    cluster: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one node, and nothing to be warned of."""
+    nodes = [{"id": node.id, "url": node.url, "local": False} for node in cluster]
+    monkeypatch.setenv("HYDRA_LLM_NODES", json.dumps(nodes))
+    model_list = deployments(cluster)
+    for node, one in zip(cluster, model_list, strict=True):
+        one["model_info"] = {"id": node.id, "hydra": {"node_id": node.id}}
+    router = lite_router(model_list=model_list)
+    strategy = HydraRoutingStrategy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        install(router, strategy)
+        answer = await router.acompletion("chat", HELLO, node_id="b")
+
+    decision = decision_of(answer)
+    assert decision is not None
+    assert decision["selected_node"] == "b"
+    assert strategy.hydra is not None
+    assert [node.id for node in strategy.hydra.configured] == ["a", "b", "c"]
+    await auntil(lambda: strategy.hydra is not None and not strategy.hydra.in_flight)
+    uninstall(strategy)
