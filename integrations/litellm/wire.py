@@ -52,8 +52,6 @@ class Wire(HTTPHandler):
         request = _built(self._shared, self._dispatch, url, args, options)
         try:
             response = self._shared.send(request, stream=stream)
-            if response.is_error:
-                response.read()
         except NodeError as error:
             raise AttemptError(error, self._dispatch) from error
         return _checked(response)
@@ -82,8 +80,6 @@ class AsyncWire(AsyncHTTPHandler):
         self._on_send()
         try:
             response = await self._shared.send(request, stream=stream)
-            if response.is_error:
-                await response.aread()
         except NodeError as error:
             raise AttemptError(error, self._dispatch) from error
         return _checked(response)

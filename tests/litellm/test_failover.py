@@ -113,6 +113,7 @@ async def test_so_is_what_goes_to_a_node_by_another_provider(
             assert decision is not None
             told = decision["attempts"][0]
             assert (told["node_id"], told["status_code"]) == ("a", 500)
+            assert decision["attempts"][-1]["outcome"] == "ok"
     await auntil(lambda: not hydra.in_flight)
 
 
