@@ -674,6 +674,29 @@ class Cluster:
                     self._publish(record)
         return seeds
 
+    # ------------------------------------------------------- from start to start
+
+    def recall(self, node_id: str, kept: Mapping[str, Mapping[str, Rate]]) -> None:
+        """Begin with what earlier routers have learned of a node, by digest."""
+        with self._books():
+            record = self._records.get(node_id)
+            if record is not None:
+                record.recall(kept)
+                self._publish(record)
+
+    def learned(self, timeout_seconds: float) -> dict[tuple[str, str], dict[str, Rate]] | None:
+        """What is worth keeping, by node URL and digest; None if the lock is not free in time."""
+        if not self._lock.acquire(timeout=timeout_seconds):
+            return None
+        try:
+            return {
+                (record.node.url, digest): rates
+                for record in self._records.values()
+                for digest, rates in record.learned().items()
+            }
+        finally:
+            self._lock.release()
+
     # ------------------------------------------------------------------ demand
 
     def cached_tokens(self, model: str, chain: Sequence[PrefixKey]) -> dict[str, int]:
