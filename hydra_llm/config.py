@@ -121,7 +121,7 @@ def _check_redis_url(value: object) -> SecretStr | None:
 def _read_folder(value: object) -> object:
     if isinstance(value, str | os.PathLike):
         try:
-            return Path(value).expanduser()
+            return Path(value).expanduser().absolute()
         except (RuntimeError, TypeError):  # somebody else's home, or bytes
             pass
     elif value is None:
