@@ -314,6 +314,7 @@ class Cluster:
             known_loads=frozenset(name for name, r in record.foreign.items() if r.loading),
         )
         record.leases[lease.id] = lease
+        record.note_company()
         self._publish_leases(record)
         return lease
 
@@ -412,7 +413,6 @@ class Cluster:
         model = lease.request.model
         loaded = record.loaded.get(model)
         installed = record.installed.get(model)
-        others = bool(record.foreign) or any(h.id != lease.id for h in record.leases.values())
         cached = lease.request.cached_tokens.get(record.node.id, 0) if knows_prompt else None
         record.learner.learn(
             model,
@@ -421,7 +421,7 @@ class Cluster:
             # After a load the cache is empty for certain; else we only know our own share,
             # and that of a prompt which was looked up.
             cached_tokens=0 if lease.placement.causes_load else cached,
-            alone=not others and lease.peers == 0,
+            alone=lease.was_alone,
             peers=lease.peers,
             size_bytes=installed.size_bytes if installed else 0,
             on_gpu=loaded is not None and loaded.gpu_share > 0.99,
@@ -632,6 +632,7 @@ class Cluster:
                     changed.append(node_id)
                 if foreign or record.foreign:
                     record.foreign = foreign
+                    record.note_company()
                     self._publish(record)
         return changed
 

@@ -243,6 +243,12 @@ class NodeRecord:
         own = sum(1 for lease in self.leases.values() if lease.request.model == model)
         return own + sum(1 for other in self.foreign.values() if other.model == model)
 
+    def note_company(self) -> None:
+        """Whoever is here with others shares the node's speed, even if they go before it does."""
+        if len(self.leases) + len(self.foreign) > 1:
+            for lease in self.leases.values():
+                lease.was_alone = False
+
     def samples(self) -> list[Sample]:
         """What other routers are to be told of its rates; each is given once."""
         return [

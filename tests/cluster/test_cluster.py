@@ -40,6 +40,7 @@ from hydra_llm.types import (
     InferenceRequest,
     NodeSnapshot,
     RunnerOptions,
+    RunningRequest,
     Usage,
 )
 from tests.cluster.ledgers import Clock, failure, granted, ledger, node, seen, snapshot_of
@@ -585,6 +586,33 @@ def test_the_tokens_expected_in_the_cache_are_not_counted_as_evaluated() -> None
 
     speed = snapshot_of(cluster).speeds[LLAMA]
     assert speed.prefill_seconds_per_token == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+@pytest.mark.parametrize("models", [(LLAMA, LLAMA), (LLAMA, BIG)])
+def test_no_rate_is_learned_of_two_that_met_on_a_node_whoever_ends_first(
+    models: tuple[str, str], first_to_end: int
+) -> None:
+    cluster = ledger(seen(models=(LLAMA, BIG), warm=(LLAMA, BIG)), nodes=[node("a", slots=2)])
+    leases = [granted(cluster, request(model)) for model in models]
+    for lease in (leases[first_to_end], leases[1 - first_to_end]):
+        cluster.succeeded(lease, ANSWER, CHAIN)
+
+    speeds = snapshot_of(cluster).speeds.values()
+    assert [s.decode_seconds_per_token for s in speeds] == [None] * len(set(models))
+    assert [s.prefill_seconds_per_token for s in speeds] == [None] * len(set(models))
+
+
+def test_no_rate_is_learned_of_a_request_that_met_another_routers() -> None:
+    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster.share(lambda: None)
+    lease = granted(cluster, request())
+    other = RunningRequest(lease_id=0, model=LLAMA, started_at=0.0, expected_seconds=1.0)
+    cluster.see_others({"a": {"theirs": other}}, {})
+    cluster.see_others({"a": {}}, {})
+    cluster.succeeded(lease, ANSWER, CHAIN)
+
+    assert snapshot_of(cluster).speeds[LLAMA].decode_seconds_per_token is None
 
 
 def test_a_reload_empties_the_prompt_cache_in_the_books_too() -> None:
