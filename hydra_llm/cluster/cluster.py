@@ -396,9 +396,7 @@ class Cluster:
                 self._tell(CircuitClosed(at=now, node_id=lease.node_id))
                 self._slow_start(record, now)
             if usage is not None:
-                # Who writes no token only embeds, and of that nothing is ever cached.
-                knows_prompt = bool(chain) or lease.request.output_tokens == 0
-                self._learn(record, lease, usage, knows_prompt=knows_prompt)
+                self._learn(record, lease, usage, self._cached_share(lease, chain))
             self._cache_index.remember(lease.request.model, lease.node_id, chain)
             if not self._end(lease, "released", now):
                 self._publish(record)
@@ -409,18 +407,32 @@ class Cluster:
         record.penalty_seconds = max(start, faded(record.penalty_seconds, now - record.penalty_at))
         record.penalty_at = now
 
-    def _learn(self, record: NodeRecord, lease: Lease, usage: Usage, *, knows_prompt: bool) -> None:
+    def _cached_share(self, lease: Lease, chain: Sequence[PrefixKey]) -> int | None:
+        """Tokens of its prompt that were in the cache; None where there is no telling."""
+        request = lease.request
+        # After a load the cache is empty for certain. And who writes no token only embeds, and
+        # of that nothing is ever cached.
+        if lease.placement.causes_load or request.output_tokens == 0:
+            return 0
+        if not chain:
+            return None
+        cached = request.cached_tokens.get(lease.node_id, 0)
+        # What is new in a conversation of ours, nobody has had read there before.
+        goes_on = 2 * cached >= chain[-1].tokens
+        knows = self._cache_index.knows(request.model, lease.node_id, self._conversations_kept)
+        return cached if goes_on or knows else None
+
+    def _learn(
+        self, record: NodeRecord, lease: Lease, usage: Usage, cached_tokens: int | None
+    ) -> None:
         model = lease.request.model
         loaded = record.loaded.get(model)
         installed = record.installed.get(model)
-        cached = lease.request.cached_tokens.get(record.node.id, 0) if knows_prompt else None
         record.learner.learn(
             model,
             usage,
             caused_load=lease.placement.causes_load,
-            # After a load the cache is empty for certain; else we only know our own share,
-            # and that of a prompt which was looked up.
-            cached_tokens=0 if lease.placement.causes_load else cached,
+            cached_tokens=cached_tokens,
             alone=lease.was_alone,
             peers=lease.peers,
             size_bytes=installed.size_bytes if installed else 0,
@@ -509,8 +521,11 @@ class Cluster:
             if before != record.health:
                 self._health_changed(record, before, now)
             for name in record.loaded.keys() - warm_before:
-                # Somebody else had it loaded: whatever was cached there is gone.
-                self._cache_index.forget(record.node.id, name)
+                # Somebody else had it loaded: whatever of ours was cached there is gone.
+                if before == "up":
+                    self._cache_index.forget(record.node.id, name)
+                else:
+                    self._cache_index.meet(record.node.id, name)
                 record.load_stuck_at = None
             self._publish(record)
             self._count_warm_nodes()

@@ -549,8 +549,19 @@ ANSWER = Usage(
 CHAIN = (PrefixKey(1, 400), PrefixKey(2, 1000))
 
 
+def with_a_new_runner(**about: Any) -> Cluster:
+    """A node on which the model has just been loaded."""
+    cluster = ledger(seen(**about))
+    cluster.observe(seen(at=1.0, warm=(LLAMA,), **about))
+    return cluster
+
+
+def prefill_rate(cluster: Cluster) -> float | None:
+    return snapshot_of(cluster).speeds[LLAMA].prefill_seconds_per_token
+
+
 def test_an_answer_teaches_rates_and_remembers_the_prompt() -> None:
-    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster = with_a_new_runner()
     cluster.succeeded(granted(cluster, request()), ANSWER, CHAIN)
 
     speed = snapshot_of(cluster).speeds[LLAMA]
@@ -562,11 +573,43 @@ def test_an_answer_teaches_rates_and_remembers_the_prompt() -> None:
 
 def test_nothing_is_learned_of_prefill_from_a_prompt_that_nobody_looked_up() -> None:
     """Ollama says how many tokens it had, not how many were cached."""
-    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster = with_a_new_runner()
     cluster.succeeded(granted(cluster, request()), ANSWER)
 
     assert snapshot_of(cluster).speeds[LLAMA].prefill_seconds_per_token is None
     assert snapshot_of(cluster).speeds[LLAMA].decode_seconds_per_token is not None
+
+
+@pytest.mark.parametrize(("version", "kept"), [("0.24.0", 1), ("0.32.15", 8)])
+def test_nor_from_a_runner_that_others_have_used_until_their_prompts_are_pushed_out(
+    version: str, kept: int
+) -> None:
+    """The conversation may have begun there before we did."""
+    cluster = ledger(seen(warm=(LLAMA,), version=version))
+    for number in range(kept):
+        cluster.succeeded(granted(cluster, request()), ANSWER, (PrefixKey(number, 1000),))
+        assert prefill_rate(cluster) is None
+
+    cluster.succeeded(granted(cluster, request()), ANSWER, (PrefixKey(kept, 1000),))
+    assert prefill_rate(cluster) == pytest.approx(0.001)
+
+
+def test_nor_from_a_runner_that_was_out_of_sight_for_a_while() -> None:
+    cluster = with_a_new_runner()
+    cluster.observe(seen(at=2.0, health="down"))
+    cluster.observe(seen(at=3.0, warm=(LLAMA,)))
+    cluster.succeeded(granted(cluster, request()), ANSWER, CHAIN)
+
+    assert prefill_rate(cluster) is None
+
+
+def test_what_is_new_in_a_conversation_of_ours_teaches_wherever_it_is_read() -> None:
+    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster.succeeded(granted(cluster, request(cached_tokens={"a": 100})), ANSWER, CHAIN)
+    assert prefill_rate(cluster) is None, "a system prompt of ours alone says nothing of the rest"
+
+    cluster.succeeded(granted(cluster, request(cached_tokens={"a": 500})), ANSWER, CHAIN)
+    assert prefill_rate(cluster) == pytest.approx(0.002)
 
 
 def test_an_embedding_teaches_how_fast_texts_are_read() -> None:

@@ -533,7 +533,12 @@ def test_a_write_that_is_interrupted_leaves_the_old_file(
 
 def test_nothing_is_read_before_a_node_is_seen(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
-    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or b"")
+
+    def read_bytes(path: Path) -> bytes:
+        reads.append(path)
+        return b""
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
     cluster: Cluster = ledger(nodes=[node("a"), node("b")])
     keeping = Keeping(RatesFile(kept), cluster, clock=Clock(), wall_clock=Clock())
     assert not reads
