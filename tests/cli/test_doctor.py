@@ -129,8 +129,9 @@ def test_every_setting_that_was_changed_is_named_with_its_source(
 
 
 def test_where_rates_are_kept_is_told_and_nothing_is_written(
-    cluster: SimulatedCluster, tmp_path: Path
+    cluster: SimulatedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hydra_llm.router.RatesFile", None)  # is not made
     folder = tmp_path / "state"
     looked = look_at(HydraSettings(cluster.nodes(), state_dir=folder))
     (finding,) = checks.rates_are_kept(looked)

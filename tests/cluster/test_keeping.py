@@ -167,6 +167,24 @@ def test_a_changed_file_is_another_model_and_the_old_one_is_known_when_it_return
     assert life.speed.decode_seconds_per_token == pytest.approx(0.02)
 
 
+def test_what_was_measured_since_is_not_undone_when_a_model_comes_back(path: Path) -> None:
+    before = Life(path, warm=())
+    before.cluster._records["a"].need_ratios = {LLAMA: 3.0}
+    before.answer(0.02)
+    before.end()
+    life = Life(path)
+    for _ in range(9):
+        life.answer(0.2)
+    needed = life.node.need_ratios
+
+    life.see(seen("a", at=1.0, models=()))
+    life.see(seen("a", at=2.0))
+
+    assert life.speed.decode_seconds_per_token == pytest.approx(0.2, rel=0.5)
+    assert life.speed.samples > 9
+    assert life.node.need_ratios == needed
+
+
 def test_another_node_of_that_name_is_another_node(kept: Path) -> None:
     elsewhere = Node("http://b:11434", id="a", local=False)
 
@@ -330,8 +348,9 @@ def test_of_two_that_measured_the_same_the_later_counts(kept: Path) -> None:
     one, two = Life(kept), Life(kept)
     one.answer(0.08)
     one.end()
-    two.see(seen("a", at=1.0, models=(LLAMA, "new:1b")))
+    two.cluster._records["a"].need_ratios = {LLAMA: 1.9}
     two.end()
+    assert entry(kept)["need"] == [1.9, 1]
     assert entry(kept)["decode"][0] > 0.02, "what the other has not measured it does not undo"
 
     two.answer(0.005)
@@ -389,7 +408,7 @@ BROKEN = {
     "empty": "",
     "cut": valid()[:40],
     "deep": "[" * 100_000,
-    "an older version": json.dumps({"hydra_llm_rates": 0, "nodes": {URL: 7}}),
+    "an older version": valid().replace('"hydra_llm_rates": 1', '"hydra_llm_rates": 0'),
 }
 FOREIGN = {
     "a list": "[1, 2]",
@@ -413,6 +432,7 @@ def test_a_file_that_is_of_no_use_is_replaced(path: Path, text: str) -> None:
 def test_a_file_of_somebody_else_is_left_alone_and_told_of_once(
     path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "hydra_llm")
     life = Life(written(path, text))
     for _ in range(3):
         life.answer()
@@ -420,8 +440,8 @@ def test_a_file_of_somebody_else_is_left_alone_and_told_of_once(
 
     assert path.read_text(encoding="utf-8") == text
     assert life.speed.samples == 3
-    warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert [str(path) in record.getMessage() for record in warnings] == [True]
+    told = [record for record in caplog.records if str(path) in record.getMessage()]
+    assert [record.levelno for record in told] == [logging.WARNING]
 
 
 @pytest.mark.parametrize(

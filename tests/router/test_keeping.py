@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hydra_llm import AsyncClient, Client, HydraSettings, Router
+from hydra_llm import AsyncClient, Client, Router
 from hydra_llm.testing import SimulatedCluster
 from hydra_llm.types import Speed
 from tests.router.conftest import MODEL, make_nodes, make_router
@@ -137,8 +137,23 @@ def test_a_router_that_nobody_closes_writes_when_its_process_ends(
     assert "decode" in file.read_text(encoding="utf-8")
 
 
-def test_settings_alone_touch_no_disk(file: Path) -> None:
-    router = Router(settings=HydraSettings(["http://127.0.0.1:9"], state_dir=file.parent))
-    router.close()
+def test_nothing_looks_at_the_file_before_a_node_is_probed(file: Path) -> None:
+    script = f"""
+        import sys
 
+        touched = []
+        folder = {str(file.parent)!r}
+        sys.addaudithook(lambda event, args: folder in repr(args) and touched.append(event))
+        from hydra_llm import HydraSettings, Router
+
+        with Router(settings=HydraSettings("http://127.0.0.1:9", state_dir=folder)) as router:
+            pass
+        print(touched)
+    """
+
+    told = subprocess.check_output(
+        [sys.executable, "-c", textwrap.dedent(script)], text=True, timeout=50
+    )
+
+    assert told.strip() == "[]"
     assert not file.parent.exists()
