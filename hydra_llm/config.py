@@ -62,6 +62,7 @@ CONFIG_FILE = "hydra.toml"
 AGENT_TOKEN_VARIABLE = "HYDRA_LLM_AGENT_TOKEN"  # noqa: S105  the name of one
 """Of ``hydra-llm agent``; no setting of a router."""
 DEFAULT_NODE = "http://localhost:11434"
+RATES_FILE = "rates.json"
 
 OLDER_PREFIX = "SOLLOL_"
 OLDER_NAMES = frozenset(
@@ -115,6 +116,17 @@ def _check_redis_url(value: object) -> SecretStr | None:
         # Cut there, the password would be taken for the host, and shown.
         raise ValueError("should have / # ? in a password written as %2F %23 %3F")
     return SecretStr(text)
+
+
+def _read_folder(value: object) -> object:
+    if isinstance(value, str | os.PathLike):
+        try:
+            return Path(value).expanduser().absolute()
+        except (RuntimeError, TypeError):  # somebody else's home, or bytes
+            pass
+    elif value is None:
+        return None
+    raise ValueError("should be the path of a folder")
 
 
 _Number = BeforeValidator(_not_a_bool)
@@ -219,6 +231,10 @@ class HydraSettings(BaseSettings):
     redis_url: Annotated[SecretStr | None, BeforeValidator(_check_redis_url)] = None
     """Redis through which several routers share what they hold and what they have learned, as
     `redis://user:password@host:6379/0`."""
+    keep_rates: bool = True
+    """Whether to keep in a file what has been learned of the nodes, for the next start."""
+    state_dir: Annotated[Path | None, BeforeValidator(_read_folder)] = None
+    """The folder of that file, made when it is needed; by default one of the user's own."""
     random_seed: Annotated[int | None, _Number] = None
     """Seed of the draw between nodes that are equally good, for a run that can be repeated."""
 
@@ -267,6 +283,12 @@ class HydraSettings(BaseSettings):
     def config_file(self) -> Path | None:
         """The file that was read; None without one."""
         return self._config_file
+
+    @property
+    def rates_file(self) -> Path | None:
+        """Where learned rates are kept; None if they are not, or the user has no home."""
+        folder = self.state_dir or _user_state_dir()
+        return folder / RATES_FILE if self.keep_rates and folder is not None else None
 
     def __eq__(self, other: object) -> bool:
         # Where a value came from does not make it another one.
@@ -331,6 +353,7 @@ _TYPE_NAMES = {
     "nodes": "nodes",
     "verify": "bool or path",
     "redis_url": "URL",
+    "state_dir": "path",
     "random_seed": "int",
 }
 
@@ -440,6 +463,23 @@ def _environment() -> dict[str, str]:
         if value.strip():
             found.setdefault(name.upper(), value.strip())
     return found
+
+
+def _user_state_dir() -> Path | None:
+    """Where programs of this user keep what they can do without; None if there is no telling."""
+    environment = _environment()
+    try:
+        if sys.platform == "win32":
+            local = environment.get("LOCALAPPDATA")
+            return Path(local or Path.home() / "AppData" / "Local") / "hydra-llm"
+        # The specification has relative paths passed over.
+        if (given := Path(environment.get("XDG_STATE_HOME", ""))).is_absolute():
+            return given / "hydra-llm"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Application Support" / "hydra-llm"
+        return Path.home() / ".local" / "state" / "hydra-llm"
+    except RuntimeError:  # a user of no name, in a container
+        return None
 
 
 def _variable(name: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from hydra_llm.cluster import Cluster, RedisStore, Rules, Sharing
+from hydra_llm.cluster import Cluster, Keeping, RatesFile, RedisStore, Rules, Sharing
 from hydra_llm.config import HydraSettings
 from hydra_llm.dispatch import Dispatch
 from hydra_llm.events import Event
@@ -42,6 +42,7 @@ from hydra_llm.types import (
     InferenceRequest,
     Node,
     NodeSnapshot,
+    Observation,
     Placement,
     RunnerOptions,
     canonical_model_name,
@@ -103,6 +104,7 @@ class Router:
             rules=_rules(self.settings),
             on_event=self._handle_event,
         )
+        self._keeping = self._new_keeping()
         self._pools = Pools(verify=self.settings.verify)
         self._start_lock = threading.Lock()
         self._is_closed = False
@@ -147,12 +149,20 @@ class Router:
 
     def _new_collector(self) -> Collector:
         settings = self.settings
-        # The thread must not keep a forgotten router alive.
+        # The thread must not keep a forgotten router alive; what keeps its rates does not either.
         observe = weakref.WeakMethod(self._cluster.observe)
         tick = weakref.WeakMethod(self._cluster.tick)
+        keeping = self._keeping
+
+        def on_observation(seen: Observation) -> None:
+            if keeping is not None:
+                keeping.recall(seen.node_id)
+            if (call := observe()) is not None:
+                call(seen)
+
         collector = Collector(
             self._configured,
-            lambda seen: (call := observe()) and call(seen),
+            on_observation,
             interval_seconds=settings.health_check_interval,
             timeout_seconds=settings.health_check_timeout,
             monitor_vram=settings.vram_monitoring,
@@ -162,8 +172,19 @@ class Router:
         collector.add_tick(lambda: (call := tick()) and call())
         close_dropped = weakref.WeakMethod(self._pools.close_dropped)
         collector.add_tick(lambda: (call := close_dropped()) and call())
+        if keeping is not None:
+            collector.add_tick(keeping.tick)
         self._finalizer = weakref.finalize(self, collector.stop)
         return collector
+
+    def _new_keeping(self) -> Keeping | None:
+        path = self.settings.rates_file
+        if path is None:
+            return None
+        keeping = Keeping(RatesFile(path), self._cluster, clock=self._clock)
+        # At the interpreter's end nobody may have closed the router.
+        weakref.finalize(self, keeping.write)
+        return keeping
 
     def _new_sharing(self) -> Sharing | None:
         if self.settings.redis_url is None:
@@ -227,6 +248,8 @@ class Router:
             collector.stop()
         if self._sharing is not None:
             self._sharing.stop()
+        if self._keeping is not None:
+            self._keeping.write()
 
     async def aclose(self) -> None:
         """As :meth:`close`, from an event loop."""

@@ -1,6 +1,9 @@
 """What every test has: a watch on what it leaves behind, and nothing of the machine's settings."""
 
+import itertools
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -11,10 +14,27 @@ pytest_plugins = ["tests.leaks"]
 settings.register_profile("unhurried", parent=settings.default, deadline=None)
 settings.load_profile("unhurried")
 
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's state directory, far from the real one; of what tests start in processes too."""
+    home = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_STATE_HOME", "LOCALAPPDATA"):
+            patch.setenv(name, str(home))
+        yield home
+
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, state_home: Path) -> None:
     """Hide what the machine says about nodes and proxies, as its owner may really use them."""
     for name in os.environ:
         if name.startswith(("HYDRA_", "OLLAMA_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    # Nothing is kept from router to router, unless a test names a state_dir; what runs in a
+    # process of its own keeps it for its test alone.
+    monkeypatch.setattr("hydra_llm.config._user_state_dir", lambda: None)
+    for name in ("XDG_STATE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(state_home / str(next(_numbers))))

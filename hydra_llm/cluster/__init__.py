@@ -2,8 +2,10 @@
 
 from hydra_llm.cluster.claims import Claim
 from hydra_llm.cluster.cluster import Cluster
+from hydra_llm.cluster.keeping import Keeping
 from hydra_llm.cluster.lease import Lease
 from hydra_llm.cluster.prompt_cache import PrefixKey
+from hydra_llm.cluster.rates_file import RatesFile
 from hydra_llm.cluster.record import Rules
 from hydra_llm.cluster.redis_store import RedisStore
 from hydra_llm.cluster.sharing import Sharing
@@ -12,8 +14,10 @@ from hydra_llm.cluster.waiting import Waiter
 __all__ = [
     "Claim",
     "Cluster",
+    "Keeping",
     "Lease",
     "PrefixKey",
+    "RatesFile",
     "RedisStore",
     "Rules",
     "Sharing",

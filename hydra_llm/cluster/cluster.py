@@ -265,7 +265,7 @@ class Cluster:
         resolved: list[Waiter] = []
         ahead: dict[str, int] = {}
         passed_over: dict[tuple[object, ...], int] = {}
-        for waiter in self._line.in_order(now):
+        for waiter in self._line.in_order():
             request = waiter.request_at(now)
             model = request.model
             kind = (*waiter.kind, request.priority)
@@ -314,6 +314,7 @@ class Cluster:
             known_loads=frozenset(name for name, r in record.foreign.items() if r.loading),
         )
         record.leases[lease.id] = lease
+        record.note_company()
         self._publish_leases(record)
         return lease
 
@@ -395,9 +396,7 @@ class Cluster:
                 self._tell(CircuitClosed(at=now, node_id=lease.node_id))
                 self._slow_start(record, now)
             if usage is not None:
-                # Who writes no token only embeds, and of that nothing is ever cached.
-                knows_prompt = bool(chain) or lease.request.output_tokens == 0
-                self._learn(record, lease, usage, knows_prompt=knows_prompt)
+                self._learn(record, lease, usage, self._cached_share(lease, chain))
             self._cache_index.remember(lease.request.model, lease.node_id, chain)
             if not self._end(lease, "released", now):
                 self._publish(record)
@@ -408,20 +407,33 @@ class Cluster:
         record.penalty_seconds = max(start, faded(record.penalty_seconds, now - record.penalty_at))
         record.penalty_at = now
 
-    def _learn(self, record: NodeRecord, lease: Lease, usage: Usage, *, knows_prompt: bool) -> None:
+    def _cached_share(self, lease: Lease, chain: Sequence[PrefixKey]) -> int | None:
+        """Tokens of its prompt that were in the cache; None where there is no telling."""
+        request = lease.request
+        # After a load the cache is empty for certain. And who writes no token only embeds, and
+        # of that nothing is ever cached.
+        if lease.placement.causes_load or request.output_tokens == 0:
+            return 0
+        if not chain:
+            return None
+        cached = request.cached_tokens.get(lease.node_id, 0)
+        # What is new in a conversation of ours, nobody has had read there before.
+        goes_on = 2 * cached >= chain[-1].tokens
+        knows = self._cache_index.knows(request.model, lease.node_id, self._conversations_kept)
+        return cached if goes_on or knows else None
+
+    def _learn(
+        self, record: NodeRecord, lease: Lease, usage: Usage, cached_tokens: int | None
+    ) -> None:
         model = lease.request.model
         loaded = record.loaded.get(model)
         installed = record.installed.get(model)
-        others = bool(record.foreign) or any(h.id != lease.id for h in record.leases.values())
-        cached = lease.request.cached_tokens.get(record.node.id, 0) if knows_prompt else None
         record.learner.learn(
             model,
             usage,
             caused_load=lease.placement.causes_load,
-            # After a load the cache is empty for certain; else we only know our own share,
-            # and that of a prompt which was looked up.
-            cached_tokens=0 if lease.placement.causes_load else cached,
-            alone=not others and lease.peers == 0,
+            cached_tokens=cached_tokens,
+            alone=lease.was_alone,
             peers=lease.peers,
             size_bytes=installed.size_bytes if installed else 0,
             on_gpu=loaded is not None and loaded.gpu_share > 0.99,
@@ -509,8 +521,11 @@ class Cluster:
             if before != record.health:
                 self._health_changed(record, before, now)
             for name in record.loaded.keys() - warm_before:
-                # Somebody else had it loaded: whatever was cached there is gone.
-                self._cache_index.forget(record.node.id, name)
+                # Somebody else had it loaded: whatever of ours was cached there is gone.
+                if before == "up":
+                    self._cache_index.forget(record.node.id, name)
+                else:
+                    self._cache_index.meet(record.node.id, name)
                 record.load_stuck_at = None
             self._publish(record)
             self._count_warm_nodes()
@@ -632,6 +647,7 @@ class Cluster:
                     changed.append(node_id)
                 if foreign or record.foreign:
                     record.foreign = foreign
+                    record.note_company()
                     self._publish(record)
         return changed
 
@@ -673,6 +689,29 @@ class Cluster:
                     seeds += record.adopt(theirs)
                     self._publish(record)
         return seeds
+
+    # ------------------------------------------------------- from start to start
+
+    def recall(self, node_id: str, kept: Mapping[str, Mapping[str, Rate]]) -> None:
+        """Begin with what earlier routers have learned of a node, by digest."""
+        with self._books():
+            record = self._records.get(node_id)
+            if record is not None:
+                record.recall(kept)
+                self._publish(record)
+
+    def learned(self, timeout_seconds: float) -> dict[tuple[str, str], dict[str, Rate]] | None:
+        """What is worth keeping, by node URL and digest; None if the lock is not free in time."""
+        if not self._lock.acquire(timeout=timeout_seconds):
+            return None
+        try:
+            return {
+                (record.node.url, digest): rates
+                for record in self._records.values()
+                for digest, rates in record.learned().items()
+            }
+        finally:
+            self._lock.release()
 
     # ------------------------------------------------------------------ demand
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -17,13 +17,13 @@ from hydra_llm.types import UNKNOWN_SPEED, Speed, Usage
 WEIGHT = 0.2
 OUTLIER_FACTOR = 3.0
 SETTLED_SAMPLES = 3
-MIN_PREFILL_TOKENS = 32
+MIN_PREFILL_TOKENS = 64
 """Fewer tell more of fixed costs than of the rate."""
 MIN_DECODE_TOKENS = 4
 NO_WAIT_SECONDS = 0.05
 """Slot waits shorter than this are overhead."""
-MIN_LOAD_SECONDS = 0.1
-"""A ``load_duration`` of a warm runner is 1 to 10 ms (BEHAVIOUR section 3)."""
+MIN_LOAD_SECONDS = 0.5
+"""A ``load_duration`` of a warm runner, or of a tiny model, is up to 0.27 s (FACTS section 4)."""
 
 
 UNSENT_KEPT = 1000
@@ -238,6 +238,27 @@ class NodeLearner:
         taken = list(self.unsent)
         self.unsent.clear()
         return taken
+
+    def recall(self, model: str, kind: Kind, value: float, samples: int) -> None:
+        """Begin with what an earlier router has measured, unless there is something newer."""
+        if kind == "slots":
+            learner = self._models.setdefault(model, ModelLearner())
+            learner.slots = learner.slots or max(1, round(value))
+        elif not (average := self._average(model, kind)).samples:
+            average.set(math.log(value), samples)
+
+    def learned(self, model: str) -> Iterator[tuple[Kind, float, int]]:
+        """All that was measured of a model, or of the node: kind, value and samples."""
+        for kind, is_of_a_model in KINDS.items():
+            if is_of_a_model != (model != NO_MODEL) or (
+                is_of_a_model and model not in self._models
+            ):
+                continue
+            if kind == "slots":
+                if (slots := self._models[model].slots) is not None:
+                    yield kind, float(slots), 1
+            elif (value := (average := self._average(model, kind)).value) is not None:
+                yield kind, value, average.samples
 
     def known(self, model: str, kind: Kind) -> tuple[float, int] | None:
         """The value, and the samples behind it; None while the others lack some of them."""

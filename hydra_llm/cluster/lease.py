@@ -35,6 +35,7 @@ class Lease:
         "shared_by",
         "started_at",
         "state",
+        "was_alone",
     )
 
     def __init__(
@@ -62,6 +63,8 @@ class Lease:
         """Loads of other routers on the node that the choice has reckoned with."""
         self.shared_by: str | None = None
         """The name under which other routers are told of it; None while none need know."""
+        self.was_alone = True
+        """Nothing else has run on the node since it came; the ledger says so if it has."""
         self.called_stuck = False
         """Its load has been reported as stuck; once is enough."""
         self.state: Literal["held", "released", "expired"] = "held"

@@ -36,6 +36,8 @@ class PromptCacheIndex:
         self._max_entries = max_entries
         self._conversations: dict[tuple[str, str], int] = {}
         self._loads: dict[tuple[str, str], int] = {}
+        self._met: dict[tuple[str, str], int] = {}
+        """Runners that had served others before: our conversations there until then."""
 
     def cached_tokens(
         self, model: str, chain: Sequence[PrefixKey], kept: Callable[[str], int]
@@ -102,6 +104,20 @@ class PromptCacheIndex:
         """The runner was (re)started: its cache is empty."""
         runner = (node_id, model)
         self._loads[runner] = self._loads.get(runner, 0) + 1
+        self._met.pop(runner, None)
+
+    def meet(self, node_id: str, model: str) -> None:
+        """The runner was there before we looked: who knows what is in its cache."""
+        self.forget(node_id, model)
+        runner = (node_id, model)
+        self._met[runner] = self._conversations.get(runner, 0)
+
+    def knows(self, model: str, node_id: str, kept: Callable[[str], int]) -> bool:
+        """Whether a prompt that is not found here is not in the runner's cache either."""
+        runner = (node_id, model)
+        met = self._met.get(runner)
+        # By then ours have pushed out whatever was there.
+        return met is None or self._conversations.get(runner, 0) - met >= kept(node_id)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from hydra_llm.cluster.breaker import CircuitBreaker
 from hydra_llm.cluster.learning import KINDS, NO_MODEL, Kind, NodeLearner
 from hydra_llm.cluster.lease import Lease
 from hydra_llm.cluster.rates import Rate, Sample, Seed
+from hydra_llm.cluster.rates_file import NEED
 from hydra_llm.cluster.vram import FreeVram
 from hydra_llm.cluster.vram import Sample as VramSample
 from hydra_llm.types import (
@@ -34,6 +35,9 @@ context takes nearly four times the memory."""
 
 LOAD_STUCK_RETRY_SECONDS = 60.0
 """After this long a stuck load path is tried again with one load."""
+
+_KINDS: dict[str, Kind] = {kind: kind for kind in KINDS}
+"""For a type checker: which texts are kinds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,8 @@ class NodeRecord:
         self.learner = NodeLearner()
         self.need_ratios: dict[str, float] = {}
         self.default_context: int | None = None
+        self.kept: Mapping[str, Mapping[str, Rate]] = {}
+        """What earlier routers have learned of the node, by digest; see :mod:`.rates_file`."""
 
     def _new_breaker(self) -> CircuitBreaker:
         return CircuitBreaker(
@@ -164,13 +170,13 @@ class NodeRecord:
                 self.learner.forget(name)
                 self.load_breakers.pop(name, None)
                 self.need_ratios.pop(name, None)
+        fresh = [n for n, m in installed.items() if not _is_same(self.installed.get(n), m)]
         self.installed = installed
+        self._take_up(fresh)
 
     def _compare_needs(self) -> None:
         """Learn by how much the models that are loaded differ from what was expected of them."""
         node = self.node
-        told = node.slots is not None and node.kv_cache_type is not None
-        least, most = RATIOS_WITH_SETTINGS if told else RATIOS_WITHOUT
         ratios = dict(self.need_ratios)
         for name, model in self.loaded.items():
             installed = self.installed.get(name)
@@ -187,9 +193,14 @@ class NodeRecord:
                 num_batch=model.options.num_batch,
             ).need
             if model.size_bytes and need.reported_bytes:
-                ratios[name] = min(max(model.size_bytes / need.reported_bytes, least), most)
+                ratios[name] = self._within_bounds(model.size_bytes / need.reported_bytes)
         if ratios != self.need_ratios:
             self.need_ratios = ratios
+
+    def _within_bounds(self, ratio: float) -> float:
+        told = self.node.slots is not None and self.node.kv_cache_type is not None
+        least, most = RATIOS_WITH_SETTINGS if told else RATIOS_WITHOUT
+        return min(max(ratio, least), most)
 
     def _with_known_options(self, model: LoadedModel) -> LoadedModel:
         before = self.loaded.get(model.name)
@@ -247,6 +258,12 @@ class NodeRecord:
         own = sum(1 for lease in self.leases.values() if lease.request.model == model)
         return own + sum(1 for other in self.foreign.values() if other.model == model)
 
+    def note_company(self) -> None:
+        """Whoever is here with others shares the node's speed, even if they go before it does."""
+        if len(self.leases) + len(self.foreign) > 1:
+            for lease in self.leases.values():
+                lease.was_alone = False
+
     def samples(self) -> list[Sample]:
         """What other routers are to be told of its rates; each is given once."""
         return [
@@ -283,6 +300,47 @@ class NodeRecord:
         installed = self.installed.get(model)
         digest = installed.digest if installed is not None else ""
         return f"{kind} {digest or '-'} {model or '-'}"
+
+    # -------------------------------------------------------- from start to start
+
+    def recall(self, kept: Mapping[str, Mapping[str, Rate]]) -> None:
+        """Begin with what earlier routers have learned, by digest; NO_MODEL is the node."""
+        self.kept = kept
+        for kind, rate in kept.get(NO_MODEL, {}).items():
+            if (known := _KINDS.get(kind)) is not None and not KINDS[known]:
+                self.learner.recall(NO_MODEL, known, *rate)
+        self._take_up(self.installed)
+
+    def _take_up(self, models: Iterable[str]) -> None:
+        """These models have come into sight: earlier routers may have met them."""
+        if not self.kept:
+            return
+        for model in models:
+            for kind, rate in self.kept.get(self._file_of(model), {}).items():
+                if kind == NEED:
+                    self.need_ratios = {model: self._within_bounds(rate.value), **self.need_ratios}
+                elif (known := _KINDS.get(kind)) is not None and KINDS[known]:
+                    self.learner.recall(model, known, *rate)
+        self.learner.adopted(models)
+
+    def learned(self) -> dict[str, dict[str, Rate]]:
+        """What is worth keeping, by digest; NO_MODEL is the node."""
+        found: dict[str, dict[str, Rate]] = {}
+        for model in (NO_MODEL, *self.installed):
+            rates: dict[str, Rate] = {}
+            for measured, value, samples in self.learner.learned(model):
+                rates[measured] = Rate(value, samples)
+            of_file = found.setdefault(self._file_of(model) if model else NO_MODEL, {})
+            if model in self.need_ratios:
+                rates[NEED] = Rate(self.need_ratios[model], 1)
+            for kind, rate in rates.items():
+                # A file may have two names.
+                if kind not in of_file or of_file[kind].samples < rate.samples:
+                    of_file[kind] = rate
+        return {key: rates for key, rates in found.items() if rates}
+
+    def _file_of(self, model: str) -> str:
+        return self.installed[model].digest or model
 
     # ---------------------------------------------------------------- judging
 
@@ -336,3 +394,7 @@ class NodeRecord:
             need_ratios=self.need_ratios,
             default_context=self.default_context,
         )
+
+
+def _is_same(before: InstalledModel | None, model: InstalledModel) -> bool:
+    return before is not None and before.digest == model.digest

@@ -118,9 +118,11 @@ class WaitingLine:
         """Leave the line."""
         self._waiters.remove(waiter)
 
-    def in_order(self, now: float) -> list[Waiter]:
-        """Most urgent first; who came first, first."""
-        return sorted(self._waiters, key=lambda w: (-w.urgency(now), w.since))
+    def in_order(self) -> list[Waiter]:
+        """Most urgent first; who came first, first. All age alike, so it does not change."""
+        return sorted(
+            self._waiters, key=lambda w: (w.since - AGEING_SECONDS * w.request.priority, w.since)
+        )
 
     def ahead_of(self, request: InferenceRequest, now: float) -> int:
         """Waiting requests for the same model that go before a new one."""
@@ -133,7 +135,7 @@ class WaitingLine:
     def wishes(self, now: float) -> dict[str, Wish]:
         """The most urgent request for each model."""
         wishes: dict[str, Wish] = {}
-        for waiter in self.in_order(now):
+        for waiter in self.in_order():
             wishes.setdefault(waiter.request.model, waiter.wish)
         return wishes
 

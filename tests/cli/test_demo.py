@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -36,8 +37,11 @@ def _claims(output: str) -> str:
 
 @pytest.mark.timeout(120)
 def test_settings_of_the_machine_do_not_reach_the_simulated_demo(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    state = tmp_path / "state"
+    monkeypatch.setattr("hydra_llm.config._user_state_dir", lambda: state)
+    monkeypatch.setenv("HYDRA_LLM_KEEP_RATES", "1")
     monkeypatch.setenv("HYDRA_LLM_MAX_QUEUE", "0")
     monkeypatch.setenv("HYDRA_LLM_HEALTH_CHECK_INTERVAL", "3600")
     monkeypatch.setenv("HYDRA_LLM_PREFER_LOCAL_SECONDS", "0")
@@ -47,6 +51,7 @@ def test_settings_of_the_machine_do_not_reach_the_simulated_demo(
     assert document["held"], [claim for claim in document["claims"] if not claim["held"]]
     assert document["simulated"]
     assert result.exit_code == 0
+    assert not state.exists(), "nodes that are gone in a moment are not worth keeping"
 
 
 def test_one_claim_that_did_not_hold_is_enough() -> None:

@@ -1,6 +1,8 @@
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,6 +126,47 @@ def test_every_setting_that_was_changed_is_named_with_its_source(
     findings = list(checks.settings_are_told(look(settings=HydraSettings("http://rig"))))
     assert "the command line" in findings[0].says
     assert findings[1].says == "max_queue = 7 (HYDRA_LLM_MAX_QUEUE)"
+
+
+def test_where_rates_are_kept_is_told_and_nothing_is_written(
+    cluster: SimulatedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydra_llm.router.RatesFile", None)  # is not made
+    folder = tmp_path / "state"
+    looked = look_at(HydraSettings(cluster.nodes(), state_dir=folder))
+    (finding,) = checks.rates_are_kept(looked)
+
+    assert finding.level == "ok"
+    assert str(folder / "rates.json") in finding.says
+    assert not folder.exists()
+
+
+def test_nothing_is_said_of_rates_that_are_not_kept(cluster: SimulatedCluster) -> None:
+    looked = look_at(HydraSettings(cluster.nodes(), keep_rates=False))
+
+    assert not [*checks.rates_are_kept(looked)]
+
+
+def a_file(folder: Path) -> None:
+    folder.write_text("", encoding="utf-8")
+
+
+def a_folder_of_that_name(folder: Path) -> None:
+    (folder / "rates.json").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("obstacle", [a_file, a_folder_of_that_name])
+def test_a_folder_that_cannot_be_written_to_is_a_warning(
+    tmp_path: Path, obstacle: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "state"
+    obstacle(folder)
+
+    (finding,) = bad(
+        checks.rates_are_kept(look_at(HydraSettings(["http://127.0.0.1:9"], state_dir=folder)))
+    )
+    assert str(folder) in finding.says
+    assert "state_dir" in finding.do
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from hydra_llm.types import (
     InferenceRequest,
     NodeSnapshot,
     RunnerOptions,
+    RunningRequest,
     Usage,
 )
 from tests.cluster.ledgers import Clock, failure, granted, ledger, node, seen, snapshot_of
@@ -548,8 +549,19 @@ ANSWER = Usage(
 CHAIN = (PrefixKey(1, 400), PrefixKey(2, 1000))
 
 
+def with_a_new_runner(**about: Any) -> Cluster:
+    """A node on which the model has just been loaded."""
+    cluster = ledger(seen(**about))
+    cluster.observe(seen(at=1.0, warm=(LLAMA,), **about))
+    return cluster
+
+
+def prefill_rate(cluster: Cluster) -> float | None:
+    return snapshot_of(cluster).speeds[LLAMA].prefill_seconds_per_token
+
+
 def test_an_answer_teaches_rates_and_remembers_the_prompt() -> None:
-    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster = with_a_new_runner()
     cluster.succeeded(granted(cluster, request()), ANSWER, CHAIN)
 
     speed = snapshot_of(cluster).speeds[LLAMA]
@@ -561,11 +573,43 @@ def test_an_answer_teaches_rates_and_remembers_the_prompt() -> None:
 
 def test_nothing_is_learned_of_prefill_from_a_prompt_that_nobody_looked_up() -> None:
     """Ollama says how many tokens it had, not how many were cached."""
-    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster = with_a_new_runner()
     cluster.succeeded(granted(cluster, request()), ANSWER)
 
     assert snapshot_of(cluster).speeds[LLAMA].prefill_seconds_per_token is None
     assert snapshot_of(cluster).speeds[LLAMA].decode_seconds_per_token is not None
+
+
+@pytest.mark.parametrize(("version", "kept"), [("0.24.0", 1), ("0.32.15", 8)])
+def test_nor_from_a_runner_that_others_have_used_until_their_prompts_are_pushed_out(
+    version: str, kept: int
+) -> None:
+    """The conversation may have begun there before we did."""
+    cluster = ledger(seen(warm=(LLAMA,), version=version))
+    for number in range(kept):
+        cluster.succeeded(granted(cluster, request()), ANSWER, (PrefixKey(number, 1000),))
+        assert prefill_rate(cluster) is None
+
+    cluster.succeeded(granted(cluster, request()), ANSWER, (PrefixKey(kept, 1000),))
+    assert prefill_rate(cluster) == pytest.approx(0.001)
+
+
+def test_nor_from_a_runner_that_was_out_of_sight_for_a_while() -> None:
+    cluster = with_a_new_runner()
+    cluster.observe(seen(at=2.0, health="down"))
+    cluster.observe(seen(at=3.0, warm=(LLAMA,)))
+    cluster.succeeded(granted(cluster, request()), ANSWER, CHAIN)
+
+    assert prefill_rate(cluster) is None
+
+
+def test_what_is_new_in_a_conversation_of_ours_teaches_wherever_it_is_read() -> None:
+    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster.succeeded(granted(cluster, request(cached_tokens={"a": 100})), ANSWER, CHAIN)
+    assert prefill_rate(cluster) is None, "a system prompt of ours alone says nothing of the rest"
+
+    cluster.succeeded(granted(cluster, request(cached_tokens={"a": 500})), ANSWER, CHAIN)
+    assert prefill_rate(cluster) == pytest.approx(0.002)
 
 
 def test_an_embedding_teaches_how_fast_texts_are_read() -> None:
@@ -585,6 +629,33 @@ def test_the_tokens_expected_in_the_cache_are_not_counted_as_evaluated() -> None
 
     speed = snapshot_of(cluster).speeds[LLAMA]
     assert speed.prefill_seconds_per_token == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("first_to_end", [0, 1])
+@pytest.mark.parametrize("models", [(LLAMA, LLAMA), (LLAMA, BIG)])
+def test_no_rate_is_learned_of_two_that_met_on_a_node_whoever_ends_first(
+    models: tuple[str, str], first_to_end: int
+) -> None:
+    cluster = ledger(seen(models=(LLAMA, BIG), warm=(LLAMA, BIG)), nodes=[node("a", slots=2)])
+    leases = [granted(cluster, request(model)) for model in models]
+    for lease in (leases[first_to_end], leases[1 - first_to_end]):
+        cluster.succeeded(lease, ANSWER, CHAIN)
+
+    speeds = snapshot_of(cluster).speeds.values()
+    assert [s.decode_seconds_per_token for s in speeds] == [None] * len(set(models))
+    assert [s.prefill_seconds_per_token for s in speeds] == [None] * len(set(models))
+
+
+def test_no_rate_is_learned_of_a_request_that_met_another_routers() -> None:
+    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster.share(lambda: None)
+    lease = granted(cluster, request())
+    other = RunningRequest(lease_id=0, model=LLAMA, started_at=0.0, expected_seconds=1.0)
+    cluster.see_others({"a": {"theirs": other}}, {})
+    cluster.see_others({"a": {}}, {})
+    cluster.succeeded(lease, ANSWER, CHAIN)
+
+    assert snapshot_of(cluster).speeds[LLAMA].decode_seconds_per_token is None
 
 
 def test_a_reload_empties_the_prompt_cache_in_the_books_too() -> None:

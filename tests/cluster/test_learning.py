@@ -129,6 +129,13 @@ def test_a_load_is_learned_from_the_request_that_caused_it_alone() -> None:
     assert learned({"load_seconds": 0.01, "caused_load": True}).load_seconds is None
 
 
+def test_what_is_short_tells_more_of_fixed_costs_than_of_rates() -> None:
+    assert learned({"prompt_tokens": 63}).prefill_seconds_per_token is None
+    assert learned({"prompt_tokens": 64}).prefill_seconds_per_token == pytest.approx(1 / 64)
+    assert learned({"caused_load": True, "load_seconds": 0.49}).load_seconds is None
+    assert learned({"caused_load": True, "load_seconds": 0.5}).load_seconds == pytest.approx(0.5)
+
+
 def test_bandwidths_are_learned_over_all_models_wholly_on_the_gpu() -> None:
     on_gpu = learner_of({"caused_load": True, "load_seconds": 2.0})
     on_cpu = learner_of({"on_gpu": False})

@@ -82,7 +82,12 @@ def settings_for(cluster: SimulatedCluster) -> HydraSettings:
         for name, setting in HydraSettings.model_fields.items()
         if name != "nodes"
     }
-    changed = {"vram_monitoring": False, "health_check_interval": HEALTH_CHECK_SECONDS}
+    changed = {
+        "vram_monitoring": False,
+        "health_check_interval": HEALTH_CHECK_SECONDS,
+        # These nodes are gone in a moment.
+        "keep_rates": False,
+    }
     nodes = [node.node(local=node.id == LOCAL) for node in cluster]
     return HydraSettings(nodes, **{**defaults, **changed})
 

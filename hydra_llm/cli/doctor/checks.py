@@ -57,6 +57,23 @@ def settings_are_told(look: Look) -> Iterator[Finding]:
         yield Finding(level="ok", check="settings", says="; ".join(changed))
 
 
+def rates_are_kept(look: Look) -> Iterator[Finding]:
+    """Where what is learned of the nodes is kept."""
+    if look.rates_file is None:
+        return
+    says = f"what is learned of the nodes is kept in {look.rates_file}"
+    if not look.rates_reason:
+        yield Finding(level="ok", check="settings", says=says)
+        return
+    yield Finding(
+        level="warning",
+        check="settings",
+        says=f"what is learned of the nodes cannot be kept in {look.rates_file}: "
+        f"{look.rates_reason}",
+        do="mend that, name another folder as state_dir, or set keep_rates to false",
+    )
+
+
 def settings_are_safe(look: Look) -> Iterator[Finding]:
     """Settings that are allowed and hardly meant."""
     settings = look.settings
@@ -552,6 +569,7 @@ def models_are_on_the_gpu(look: Look) -> Iterator[Finding]:
 
 CHECKS: tuple[Check, ...] = (
     settings_are_told,
+    rates_are_kept,
     settings_are_safe,
     nodes_answer,
     nodes_are_different,

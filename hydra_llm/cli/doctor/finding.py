@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from hydra_llm.config import HydraSettings
@@ -47,6 +48,10 @@ class Look:
     gpu_extra_installed: bool = True
     local_reasons: tuple[str, ...] = ()
     """Why this machine's GPUs tell nothing, where a node on it would need them."""
+    rates_file: Path | None = None
+    """Where what is learned is kept; None if it is not."""
+    rates_reason: str = ""
+    """Why it cannot be written there; empty if it can."""
 
     @property
     def up(self) -> tuple[NodeSnapshot, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from hydra_llm.cli.doctor.finding import Finding, Look
@@ -38,7 +40,8 @@ def look_at(settings: HydraSettings) -> Look:
     """Ask every node once."""
     from hydra_llm.router import Router  # takes its time; a wrong setting needs none of it
 
-    with Router(settings=settings) as router:
+    # A look leaves nothing behind.
+    with Router(settings=settings.model_copy(update={"keep_rates": False})) as router:
         nodes = router.refresh()
     is_missed = any(
         node.node.local and node.health == "up" and node.free_vram_bytes is None for node in nodes
@@ -49,7 +52,24 @@ def look_at(settings: HydraSettings) -> Look:
         addresses={node.id: _listener_of(node.node) for node in nodes if node.health == "up"},
         gpu_extra_installed=find_spec("pynvml") is not None,
         local_reasons=_why_no_gpu() if is_missed and settings.vram_monitoring else (),
+        rates_file=settings.rates_file,
+        rates_reason=_why_not_kept(settings.rates_file),
     )
+
+
+def _why_not_kept(file: Path | None) -> str:
+    """Why learned rates cannot be written there; empty if they can."""
+    if file is None:
+        return ""
+    try:
+        if file.exists() and not file.is_file():
+            return "it is no file"
+        folder = next(parent for parent in file.parents if parent.exists())
+        if not folder.is_dir():
+            return f"{folder} is no folder"
+        return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written to"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
 
 
 def _why_no_gpu() -> tuple[str, ...]:
