@@ -110,15 +110,21 @@ def alone_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment)
 
 
 def load_seconds_of(model: str, node: NodeSnapshot, moment: Moment) -> float:
-    """Loading ``model`` on an idle node: measured there, else fixed part + bytes / bandwidth."""
+    """
+    Loading ``model`` on an idle node: measured there, else from the file's size.
+
+    A bandwidth that was measured there is of whole loads, so their fixed part is in it.
+    """
     speed = node.speeds.get(model, UNKNOWN_SPEED)
     if speed.load_seconds is not None:
         return speed.load_seconds
     installed = node.installed.get(model)
     loaded = node.loaded.get(model)
     size = installed.size_bytes if installed else (loaded.size_bytes if loaded else 0)
-    rate = node.load_bytes_per_second or moment.prices.load_bytes_per_second
-    return moment.prices.load_fixed_seconds + size / rate
+    prices = moment.prices
+    if node.load_bytes_per_second is not None:
+        return max(prices.load_fixed_seconds, size / node.load_bytes_per_second)
+    return prices.load_fixed_seconds + size / prices.load_bytes_per_second
 
 
 def at_least(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
