@@ -86,7 +86,7 @@ def opened_router(nodes: Sequence[str] | None) -> Iterator[Router]:
     """A router over the nodes of the command line, else over the configured ones."""
     from hydra_llm import HydraSettings, Router
 
-    settings = HydraSettings(nodes or None)
+    settings = options.without_discovery(HydraSettings(nodes or None))
     with Router(settings=settings) as router:
         yield router
 

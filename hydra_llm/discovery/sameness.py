@@ -8,7 +8,7 @@ and where nothing decides, the answer is that nothing does.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
@@ -123,6 +123,7 @@ async def grouped(
     servers: Iterable[Server],
     about: Mapping[Place, Evidence],
     ask_loaded: Callable[[Sequence[Place]], Awaitable[Mapping[Place, Loaded]]],
+    known: Collection[Place] = (),
 ) -> list[Group]:
     """
     The servers, each one once, in the order of their first places.
@@ -131,8 +132,10 @@ async def grouped(
         servers: what was found, at each place.
         about: what else is known of places.
         ask_loaded: what is loaded at places now, all asked at once.
+        known: places of configured nodes. They come first, so that what may be one of them is
+            seen to be so.
     """
-    found = sorted(servers, key=lambda server: preference(server.place))
+    found = sorted(servers, key=lambda one: (one.place not in known, preference(one.place)))
     doubtful = sorted(
         {server.place for a, b in combinations(found, 2) if look_alike(a, b) for server in (a, b)},
         key=preference,

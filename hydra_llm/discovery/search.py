@@ -189,7 +189,7 @@ async def search(
         return {p: one for p, one in zip(doubtful, told, strict=True) if one is not None}
 
     about = _evidence(plan, asking, known)
-    groups = await grouped(asking.servers.values(), about, loaded)
+    groups = await grouped(asking.servers.values(), about, loaded, known)
     return SearchResult(
         found=tuple(_found_nodes(groups, asking, known)),
         asked=asking.asked,

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from hydra_llm.cli.doctor.finding import Finding, Look
+from hydra_llm.cli.options import without_discovery
 from hydra_llm.config import HydraSettings
 from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.types import Node
@@ -38,7 +39,7 @@ def look_at(settings: HydraSettings) -> Look:
     """Ask every node once."""
     from hydra_llm.router import Router  # takes its time; a wrong setting needs none of it
 
-    with Router(settings=settings) as router:
+    with Router(settings=without_discovery(settings)) as router:
         nodes = router.refresh()
     is_missed = any(
         node.node.local and node.health == "up" and node.free_vram_bytes is None for node in nodes
