@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -175,7 +176,7 @@ async def search(
     queue = iter([*(place for place in known if place not in asking.wanted), *places])
     workers = [
         asyncio.ensure_future(asking.work(queue, lambda: clock() - began < plan.timeout_seconds))
-        for _ in range(plan.limits.concurrency)
+        for _ in range(_workers(plan.limits))
     ]
     try:
         await asyncio.gather(*workers)
@@ -196,6 +197,15 @@ async def search(
         planned=len(places),
         seconds=clock() - began,
     )
+
+
+def _workers(limits: Limits) -> int:
+    """
+    As many as the pace keeps busy where nobody answers.
+
+    More would only stand in line for their turn, and have to be waited for when the time is over.
+    """
+    return min(limits.concurrency, math.ceil(limits.rate * limits.connect_seconds) + 1)
 
 
 class _Asking:
