@@ -124,10 +124,12 @@ class DiscoveryWatch:
         asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._cancel)
 
     async def _search_again_and_again(self) -> None:
-        while (plan := self._plan()) is not None:
+        while True:
             try:
+                plan = self._plan()
+                if plan is None:
+                    return
                 self._on_result(await self._run(plan))
             except Exception:
                 log.exception("a search for nodes failed")
-            del plan
             await self._sleep(self._interval)

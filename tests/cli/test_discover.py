@@ -237,7 +237,7 @@ def test_a_search_in_the_background_is_not_for_commands(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_ends_it_cleanly(node: SimulatedNode, path: Path) -> None:
-    node.inject(HangFault())
+    node.inject(HangFault(), paths=("/api/version",))
     arguments = ["discover", "127.0.0.0/24", f"-p{node.port}", "--yes", "--rate=5"]
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "hydra_llm", *arguments],

@@ -182,7 +182,7 @@ def test_progress_is_told(a: SimulatedNode) -> None:
 
 async def test_a_search_can_be_given_up() -> None:
     with SimulatedNode("a", host="127.0.0.2") as node:
-        node.inject(HangFault())
+        node.inject(HangFault(), paths=("/api/version",))
         plan = Search(
             networks=[read_network("127.0.0.2")],
             ports=[node.port],
