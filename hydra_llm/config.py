@@ -397,7 +397,7 @@ def _in_variable(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):
-        if all(isinstance(one, Node) for one in value):
+        if value and all(isinstance(one, Node) for one in value):
             return json.dumps([_table_of_node(node) for node in value])
         return ",".join(map(str, value))
     return str(value)

@@ -37,7 +37,7 @@ hydra-llm explain llama3.2:3b    where would it go, and why?
 hydra-llm chat llama3.2:3b "Why is the sky blue?"
 hydra-llm litellm-config         a config.yaml of my nodes for LiteLLM
 hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
-hydra-llm discover 192.168.1.0/24   finds nodes, and writes hydra.toml
+hydra-llm discover NETWORK       finds nodes, and writes hydra.toml
 hydra-llm agent                  tells others how much memory this machine's GPUs have
 
 Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,8 @@ def _hint_at(result: SearchResult) -> None:
     if not result.is_complete:
         left = result.planned - result.asked
         _say(f"the time was over with {left} not asked; raise --timeout, or --rate")
+    if find_spec("prometheus_client") is None and result.found:
+        _say("exporters' pages cannot be read: pip install 'hydra-llm[gpu]'")
     if any(found.locked_exporters for found in result.found):
         _say("where an exporter wants a login, configure it with exporter_headers: docs/agent.md")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import secrets
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -36,7 +37,9 @@ SERVICE = "_hydra-llm._tcp.local."
 OLLAMA_PORT = "ollama"
 """Of the TXT record: where Ollama listens on the same machine."""
 
-LISTEN_SECONDS = 3.0
+LISTEN_SECONDS = 5.0
+"""Who has just answered somebody else stays silent for a second or more."""
+
 DETAILS_SECONDS = 1.5
 
 MOST_AGENTS = 64
@@ -98,7 +101,7 @@ async def listen(
         browser = package.asyncio.AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[heard])
         await sleep(seconds)
         await browser.async_cancel()
-        infos = [package.asyncio.AsyncServiceInfo(SERVICE, name) for name in names]
+        infos = [info for name in names if (info := _info_of(package, name)) is not None]
         await asyncio.gather(
             *(info.async_request(zeroconf.zeroconf, DETAILS_SECONDS * 1000) for info in infos)
         )
@@ -106,6 +109,13 @@ async def listen(
     finally:
         await zeroconf.async_close()
     return [one for one in found if one is not None]
+
+
+def _info_of(package: Any, name: str) -> Any:
+    try:
+        return package.asyncio.AsyncServiceInfo(SERVICE, name)
+    except package.Error:  # a name that none may have
+        return None
 
 
 def understood(info: AsyncServiceInfo) -> Announced | None:
@@ -162,7 +172,10 @@ async def announced(
     interfaces = None if everywhere else [str(address) for address in addresses]
     zeroconf = _opened(package, interfaces)
     try:
-        name = (host_name or socket.gethostname()).partition(".")[0] or "agent"
+        # Machines may have one name, and their own services answer to it: were ours called so,
+        # listeners would take the addresses of all of them for one machine's.
+        host = (host_name or socket.gethostname()).partition(".")[0] or "agent"
+        name = f"{host[:48]}-{secrets.token_hex(4)}"
         told = _own_addresses(package) if everywhere else addresses
         info = package.asyncio.AsyncServiceInfo(
             SERVICE,
@@ -172,8 +185,7 @@ async def announced(
             properties={OLLAMA_PORT: str(ollama_port)},
             server=f"{name}.local.",
         )
-        # Two machines may have one name.
-        await zeroconf.async_register_service(info, allow_name_change=True)
+        await zeroconf.async_register_service(info)
         yield
     finally:
         await zeroconf.async_unregister_all_services()

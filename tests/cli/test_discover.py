@@ -175,6 +175,14 @@ def test_networks_and_ports_come_from_the_settings(
     assert [one["url"] for one in json.loads(done.stdout)["found"]] == [node.url]
 
 
+def test_it_says_what_is_missing_to_read_exporters(
+    run: Run, node: SimulatedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "exporters' pages" not in found(run, node)[1]
+    monkeypatch.setattr(discovering, "find_spec", lambda name: None)
+    assert "pip install 'hydra-llm[gpu]'" in found(run, node)[1]
+
+
 # ---------------------------------------------------------------------- exit codes
 
 
