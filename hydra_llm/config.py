@@ -40,7 +40,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from hydra_llm.exceptions import ConfigurationError
-from hydra_llm.types import Node, masked_url
+from hydra_llm.networks import MOST_PORTS, addresses_in, read_network
+from hydra_llm.types import DEFAULT_PORT, Node, masked_url
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -129,12 +130,37 @@ def _read_folder(value: object) -> object:
     raise ValueError("should be the path of a folder")
 
 
+def _parts(value: object) -> object:
+    """The items of a text with commas between them."""
+    return (
+        [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
+    )
+
+
+def _read_networks(value: object) -> object:
+    items = _parts(value)
+    if not isinstance(items, list | tuple) or not all(isinstance(one, str) for one in items):
+        raise ValueError("should be a list of networks, as 192.168.1.0/24")
+    networks = tuple(dict.fromkeys(map(read_network, items)))
+    addresses_in(networks)  # what is wrong with them is told now, not by a thread later
+    return tuple(map(str, networks))
+
+
+def _read_ports(value: object) -> object:
+    items = _parts(value)
+    items = [items] if isinstance(items, int) else items
+    if not isinstance(items, list | tuple) or not 0 < len(items) <= MOST_PORTS:
+        raise ValueError(f"should be a list of 1 to {MOST_PORTS} ports")
+    return tuple(dict.fromkeys(items))
+
+
 _Number = BeforeValidator(_not_a_bool)
 # A week is for ever, and far from what sleeping can count.
 Seconds = Annotated[float, Field(gt=0, le=WEEK_SECONDS), _Number]
 SecondsOrNone = Annotated[float, Field(ge=0, le=WEEK_SECONDS), _Number]
 Count = Annotated[int, Field(ge=0), _Number]
 CountFromOne = Annotated[int, Field(ge=1), _Number]
+Port = Annotated[int, Field(ge=1, le=65535), _Number]
 
 
 # ------------------------------------------------------------------------ settings
@@ -221,12 +247,19 @@ class HydraSettings(BaseSettings):
     longer counts as running."""
 
     discovery_enabled: bool = False
-    """Whether to look for Ollama servers on the local network. Nothing does so yet."""
-    discovery_timeout: Seconds = 10.0
-    """Seconds that the search may take. Nothing searches yet."""
+    """Whether a router searches `discovery_networks` for Ollama servers, and takes in those that
+    it finds."""
+    discovery_networks: Annotated[tuple[str, ...], BeforeValidator(_read_networks)] = ()
+    """Networks to search, as `192.168.1.0/24`; private ones, of 1024 addresses at most in all."""
+    discovery_ports: Annotated[tuple[Port, ...], BeforeValidator(_read_ports)] = (DEFAULT_PORT,)
+    """TCP ports on which Ollama may listen there, 16 at most."""
+    discovery_interval: Annotated[float, Field(ge=30, le=WEEK_SECONDS), _Number] = 600.0
+    """Seconds from the end of one search of a router to the next."""
+    discovery_timeout: Seconds = 60.0
+    """Seconds after which a search begins with no further address."""
     dashboard_enabled: bool = False
     """Whether to serve the dashboard. There is none yet."""
-    dashboard_port: Annotated[int, Field(ge=1, le=65535), _Number] = 8080
+    dashboard_port: Port = 8080
     """TCP port of the dashboard."""
     redis_url: Annotated[SecretStr | None, BeforeValidator(_check_redis_url)] = None
     """Redis through which several routers share what they hold and what they have learned, as
@@ -351,6 +384,8 @@ def settings_table() -> list[Setting]:
 
 _TYPE_NAMES = {
     "nodes": "nodes",
+    "discovery_networks": "networks",
+    "discovery_ports": "ports",
     "verify": "bool or path",
     "redis_url": "URL",
     "state_dir": "path",
@@ -385,7 +420,9 @@ def _in_variable(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):
-        return json.dumps([_table_of_node(node) for node in value])
+        if value and all(isinstance(one, Node) for one in value):
+            return json.dumps([_table_of_node(node) for node in value])
+        return ",".join(map(str, value))
     return str(value)
 
 
@@ -752,6 +789,12 @@ def _contradictions(settings: HydraSettings, given: _Layers) -> Iterable[str]:
         name = "breaker_max_open_seconds"
         label = given.labels.get(name, name)
         yield f"{label}: {last} is less than breaker_open_seconds, {first}; raise one or lower one"
+    if settings.discovery_enabled and not settings.discovery_networks:
+        label = given.labels.get("discovery_enabled", "discovery_enabled")
+        yield (
+            f"{label}: it names no network to search; set {_variable('discovery_networks')}, as "
+            "192.168.1.0/24, or discovery_networks in hydra.toml"
+        )
 
 
 def _lower(text: str) -> str:
@@ -777,6 +820,8 @@ def _show(name: str, value: object) -> str:
     if isinstance(value, SecretStr):
         url = urlsplit(value.get_secret_value())
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
     if isinstance(value, bool):
         return str(value).lower()
     return _TLS_CONTEXT if isinstance(value, ssl.SSLContext) else str(value)

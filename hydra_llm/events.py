@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "LeaseExpired",
     "LoadPathStuck",
+    "NodeDiscovered",
     "NodeHealthChanged",
     "SharingLost",
     "SharingRestored",
@@ -37,6 +38,15 @@ class NodeHealthChanged(Event):
     before: Health
     after: Health
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDiscovered(Event):
+    """A search of the configured networks has found the node, and the router has taken it in."""
+
+    url: str
+    version: str = ""
+    exporter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

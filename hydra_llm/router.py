@@ -12,13 +12,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra_llm.cluster import Cluster, Keeping, RatesFile, RedisStore, Rules, Sharing
 from hydra_llm.config import HydraSettings
 from hydra_llm.dispatch import Dispatch
-from hydra_llm.events import Event
+from hydra_llm.events import Event, NodeDiscovered
 from hydra_llm.exceptions import ConfigurationError, NoEligibleNodeError, NoNodeUpError
+from hydra_llm.networks import read_network
 from hydra_llm.ollama.calls import Call, Framing, Route
 from hydra_llm.pools import Pools
 from hydra_llm.probes.collector import Collector
@@ -48,6 +49,10 @@ from hydra_llm.types import (
     canonical_model_name,
 )
 from hydra_llm.words import RoutingWords, read_words
+
+if TYPE_CHECKING:
+    from hydra_llm.discovery import Search, SearchResult
+    from hydra_llm.discovery.watch import DiscoveryWatch
 
 __all__ = ["Router", "RouterShare", "shared_router"]
 
@@ -114,6 +119,7 @@ class Router:
         """Collectors of fewer nodes, whose threads may not have ended yet."""
         self._collector = self._new_collector()
         self._sharing = self._new_sharing()
+        self._discovery = self._new_discovery()
 
     # --------------------------------------------------------------- life cycle
 
@@ -129,11 +135,16 @@ class Router:
         """
         nodes = nodes if isinstance(nodes, str | Node) else list(nodes)
         given = HydraSettings(nodes=nodes).nodes if nodes else ()
+        if self._add(given):
+            self._has_seen_nodes = False
+
+    def _add(self, given: Iterable[Node]) -> tuple[Node, ...]:
+        """Those of the nodes that were not known by their URL."""
         with self._start_lock:
             known = {node.url for node in self._configured}
             fresh = tuple(node for node in given if node.url not in known)
             if not fresh:
-                return
+                return ()
             self._configured = HydraSettings(nodes=(*self._configured, *fresh)).nodes
             if self._sharing is not None:
                 self._sharing.add_nodes(fresh)
@@ -143,9 +154,9 @@ class Router:
             self._collector.stop(0.0)  # its thread ends when it can
             self._retired.append(self._collector)
             self._collector = self._new_collector()
-            self._has_seen_nodes = False
         if was_started:
             self._collector.start()
+        return fresh
 
     def _new_collector(self) -> Collector:
         settings = self.settings
@@ -203,6 +214,61 @@ class Router:
         weakref.finalize(self, sharing.stop)
         return sharing
 
+    def _new_discovery(self) -> DiscoveryWatch | None:
+        settings = self.settings
+        if not settings.discovery_enabled:
+            return None
+        # Imported where it is wanted, which is hardly anywhere.
+        from hydra_llm.discovery import Search
+        from hydra_llm.discovery.watch import DiscoveryWatch
+
+        networks = [read_network(text) for text in settings.discovery_networks]
+        # Its thread must not keep a forgotten router alive.
+        configured = weakref.WeakMethod(self._configured_now)
+        take_in = weakref.WeakMethod(self._take_in)
+
+        def plan() -> Search | None:
+            call = configured()
+            return call and Search(
+                networks=networks,
+                ports=settings.discovery_ports,
+                known=call(),
+                timeout_seconds=settings.discovery_timeout,
+            )
+
+        watch = DiscoveryWatch(
+            plan,
+            lambda result: (call := take_in()) and call(result),
+            interval_seconds=settings.discovery_interval,
+        )
+        weakref.finalize(self, watch.stop)
+        return watch
+
+    def _configured_now(self) -> tuple[Node, ...]:
+        return self._configured
+
+    def _take_in(self, result: SearchResult) -> None:
+        """Add what a search has found, if it is certainly none of the nodes that are there."""
+        taken = {node.id for node in self._configured}
+        fresh = {
+            found.url: found
+            for found in result.found
+            if not found.known and not found.perhaps_same_as and found.node().id not in taken
+        }
+        if self._is_closed or not fresh:
+            return
+        # Requests go on among the others until the first probe has come back.
+        for node in self._add(found.node() for found in fresh.values()):
+            self._handle_event(
+                NodeDiscovered(
+                    at=self._clock(),
+                    node_id=node.id,
+                    url=node.url,
+                    version=fresh[node.url].version,
+                    exporter=node.exporter,
+                )
+            )
+
     def start(self) -> None:
         """Begin to ask the nodes how they are; done by itself at the first use."""
         if self._is_closed:
@@ -215,6 +281,8 @@ class Router:
         self._collector.start()
         if self._sharing is not None:
             self._sharing.start()
+        if self._discovery is not None:
+            self._discovery.start()
 
     def wait_until_seen(self) -> None:
         """Have every node looked at once; later calls return at once."""
@@ -244,6 +312,8 @@ class Router:
         self._pools.close()
 
     def _stop_threads(self) -> None:
+        if self._discovery is not None:
+            self._discovery.stop()  # first: it makes collectors
         for collector in (*self._retired, self._collector):
             collector.stop()
         if self._sharing is not None:

@@ -8,8 +8,8 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,13 @@ class Agent:
     version: str = ""
 
 
-def run_agent(agent: Agent, say: Say, *, warn: Say | None = None) -> None:
+Announce = Callable[[Sequence[tuple[str, int]]], AbstractAsyncContextManager[None]]
+"""Tells others of where it listens, for as long as the context lasts."""
+
+
+def run_agent(
+    agent: Agent, say: Say, *, warn: Say | None = None, announce: Announce | None = None
+) -> None:
     """
     Serve until SIGTERM or Ctrl-C.
 
@@ -65,6 +71,7 @@ def run_agent(agent: Agent, say: Say, *, warn: Say | None = None) -> None:
         agent: how.
         say: is told where it listens.
         warn: is told what is not as it should be.
+        announce: tells the network of it; by default nobody is told.
 
     Raises:
         ConfigurationError: it may not, or cannot, listen there; nothing is open then.
@@ -77,11 +84,17 @@ def run_agent(agent: Agent, say: Say, *, warn: Say | None = None) -> None:
         warn("the token crosses the network in clear; --tls-cert FILE --tls-key FILE encrypt it")
     # Where Ctrl-C cannot be handled, it ends us this way.
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(agent, addresses, tls, say, warn))
+        asyncio.run(_serve(agent, addresses, tls, say, warn, announce=announce))
 
 
 async def _serve(
-    agent: Agent, addresses: tuple[str, ...], tls: ssl.SSLContext | None, say: Say, warn: Say
+    agent: Agent,
+    addresses: tuple[str, ...],
+    tls: ssl.SSLContext | None,
+    say: Say,
+    warn: Say,
+    *,
+    announce: Announce | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     # A driver that hangs keeps neither others waiting nor the process from ending.
@@ -101,7 +114,8 @@ async def _serve(
                 say(f"listening on http{'' if tls is None else 's'}://{name}:{port}/metrics")
             for line in await pages.findings():
                 warn(line)
-            await stopping.wait()
+            async with nullcontext() if announce is None else announce(bound):
+                await stopping.wait()
     finally:
         await server.close()
         pages.close()

@@ -38,6 +38,7 @@ hydra-llm fit llama3.3:70b       where can it run, with how much context?
 hydra-llm chat llama3.2:3b "Why is the sky blue?"
 hydra-llm litellm-config         a config.yaml of my nodes for LiteLLM
 hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
+hydra-llm discover NETWORK       finds nodes, and writes hydra.toml
 hydra-llm agent                  tells others how much memory this machine's GPUs have
 
 Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.
@@ -86,7 +87,7 @@ def opened_router(nodes: Sequence[str] | None) -> Iterator[Router]:
     """A router over the nodes of the command line, else over the configured ones."""
     from hydra_llm import HydraSettings, Router
 
-    settings = HydraSettings(nodes or None)
+    settings = options.without_discovery(HydraSettings(nodes or None))
     with Router(settings=settings) as router:
         yield router
 
@@ -375,6 +376,94 @@ def litellm_config(
 
 
 @app.command()
+def discover(
+    network: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NETWORK]...",
+            help="As 192.168.1.0/24, fd00::/120 or one address; else the configured networks.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    port: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--port",
+            "-p",
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Where Ollama may listen, 11434 by default; repeat it for more.",
+            show_default=False,
+        ),
+    ] = None,
+    mdns: Annotated[
+        bool, typer.Option("--mdns", help="Listen for agents that announce themselves.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="To write to; by default the hydra.toml that is read.",
+            show_default=False,
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "--write", "-y", help="Write without asking.")
+    ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0.1,
+            max=3600.0,
+            metavar="SECONDS",
+            help="For the whole search, 60 by default.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        float,
+        typer.Option(
+            "--rate", min=1.0, max=1000.0, metavar="N", help="Connections begun in one second."
+        ),
+    ] = 50.0,
+    allow_public: Annotated[
+        bool,
+        typer.Option("--allow-public", help="Search a network that is not private: yours alone?"),
+    ] = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Search networks for Ollama servers, show them, and add them to hydra.toml.
+
+    Only addresses of NETWORK are asked, 1,024 at most, without any login. What is found is
+    shown first; a file is written only if you say yes, and what stands in it stays.
+
+    Exit code: 0 if a server was found; 1 if none was, or zeroconf is missing; 2 if an option or
+    a setting is wrong, or the file cannot be added to; 130 for Ctrl-C.
+    """
+    from hydra_llm.cli import discovering
+
+    with told_in_one_line(debug=debug):
+        discovering.discover(
+            network or (),
+            ports=port or (),
+            timeout_seconds=timeout,
+            rate=rate,
+            allow_public=allow_public,
+            mdns=mdns,
+            output=output,
+            may_write=yes,
+            as_json=as_json,
+        )
+
+
+@app.command()
 def agent(
     *,
     host: Annotated[
@@ -401,6 +490,20 @@ def agent(
         Path | None,
         typer.Option("--tls-key", metavar="FILE", help="Its key, if not in the same file."),
     ] = None,
+    announce: Annotated[
+        bool,
+        typer.Option("--announce", help="Tell the network by mDNS, for hydra-llm discover --mdns."),
+    ] = False,
+    ollama_port: Annotated[
+        int,
+        typer.Option(
+            "--ollama-port",
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="Where Ollama listens on this machine; --announce tells it.",
+        ),
+    ] = 11434,
     debug: options.Debug = False,
 ) -> None:
     """
@@ -408,10 +511,18 @@ def agent(
 
     Read only. It ends with Ctrl-C or SIGTERM.
 
-    Exit code: 0 when it was stopped; 2 if an option or the token is wrong, or it may not or
-    cannot listen there.
+    Exit code: 0 when it was stopped; 1 if zeroconf is missing for --announce; 2 if an option or
+    the token is wrong, or it may not or cannot listen there.
     """
     from hydra_llm.cli.serving import serve_agent
 
     with told_in_one_line(debug=debug):
-        serve_agent(host=host, port=port, token_file=token_file, tls_cert=tls_cert, tls_key=tls_key)
+        serve_agent(
+            host=host,
+            port=port,
+            token_file=token_file,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            announce=announce,
+            ollama_port=ollama_port,
+        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from hydra_llm.config import HydraSettings
 
 ROUTING = "Routing"
 
@@ -138,3 +141,8 @@ NumCtx = Annotated[
 def routing_words(**given: Any) -> dict[str, Any]:
     """What was said on the command line; :func:`hydra_llm.words.read_words` checks it."""
     return {name: value for name, value in given.items() if value not in (None, [], ())}
+
+
+def without_discovery(settings: HydraSettings) -> HydraSettings:
+    """For a command that is over before a search in the background would be."""
+    return settings.model_copy(update={"discovery_enabled": False})

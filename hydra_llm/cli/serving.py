@@ -8,7 +8,8 @@ from rich.text import Text
 
 from hydra_llm import __version__
 from hydra_llm.agent import Agent, run_agent
-from hydra_llm.cli.console import stderr, stdout
+from hydra_llm.agent.running import Announce
+from hydra_llm.cli.console import NotInstalledError, stderr, stdout
 from hydra_llm.config import agent_token
 
 
@@ -19,12 +20,15 @@ def serve_agent(
     token_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    announce: bool,
+    ollama_port: int,
 ) -> None:
     """
     Serve until it is stopped.
 
     Raises:
         ConfigurationError: an option or the token is wrong, or it may not or cannot listen there.
+        NotInstalledError: it is to announce itself, and zeroconf is missing.
     """
     agent = Agent(
         host=host,
@@ -39,4 +43,15 @@ def serve_agent(
         agent,
         say=lambda line: out.print(Text(line), soft_wrap=True),
         warn=lambda line: err.print(Text(line), soft_wrap=True),
+        announce=_announcing(ollama_port) if announce else None,
     )
+
+
+def _announcing(ollama_port: int) -> Announce:
+    from hydra_llm.discovery import mdns
+
+    try:
+        mdns.require_zeroconf()
+    except mdns.MissingZeroconfError as error:
+        raise NotInstalledError(str(error)) from None
+    return lambda bound: mdns.announced(bound, ollama_port=ollama_port)

@@ -30,6 +30,13 @@ OTHERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def a_network_to_search(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Without one, discovery cannot be turned on."""
+    if "variable" in request.fixturenames:
+        monkeypatch.setenv("HYDRA_LLM_DISCOVERY_NETWORKS", "192.168.1.0/24")
+
+
 def source_of(settings: HydraSettings, name: str) -> str:
     return {row[0]: row[2] for row in describe_settings(settings)}[name]
 

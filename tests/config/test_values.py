@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from hydra_llm.config import HydraSettings, describe_settings
+from hydra_llm.config import HydraSettings, as_variables, describe_settings
 from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.types import Node
 from tests.config.conftest import WriteToml
@@ -33,6 +33,7 @@ LEAST = {
     "breaker_failures": 1,
     "max_body_bytes": 1,
     "dashboard_port": 1,
+    "discovery_interval": 30,
 }
 """The least value that may be; everything else must be above 0."""
 
@@ -95,6 +96,7 @@ def test_yes_and_no_have_many_words(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: bool
 ) -> None:
     monkeypatch.setenv(f"HYDRA_LLM_{name.upper()}", text)
+    monkeypatch.setenv("HYDRA_LLM_DISCOVERY_NETWORKS", "192.168.1.0/24")
 
     assert getattr(HydraSettings(), name) is value
 
@@ -271,3 +273,74 @@ def test_a_password_with_a_comma_is_told_how_to_be_written(
 
     assert "write a comma in a password as %2C" in str(caught.value)
     assert "me:se" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------- discovery
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ("192.168.1.0/24", ("192.168.1.0/24",)),
+        (" 192.168.1.9/24 ,fd00::/120, 10.0.0.5 ", ("192.168.1.0/24", "fd00::/120", "10.0.0.5/32")),
+        ("10.0.0.5,10.0.0.5/32", ("10.0.0.5/32",)),
+    ],
+)
+def test_networks_are_a_list(
+    monkeypatch: pytest.MonkeyPatch, toml: WriteToml, text: str, networks: tuple[str, ...]
+) -> None:
+    assert HydraSettings(discovery_networks=text).discovery_networks == networks
+    toml(f"discovery_networks = {text.split(',')}")
+    assert HydraSettings().discovery_networks == networks
+    monkeypatch.setenv("HYDRA_LLM_DISCOVERY_NETWORKS", text)
+    assert HydraSettings().discovery_networks == networks
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("rig", "write it like 192.168.1.0/24"),
+        ("8.8.8.0/24", "not a private network"),
+        ("10.0.0.0/8", "too many"),
+        (7, "should be a list of networks"),
+        ([7], "should be a list of networks"),
+    ],
+)
+def test_networks_that_cannot_be_searched_are_told_at_once(value: Any, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^discovery_networks=.*{says}"):
+        HydraSettings(discovery_networks=value)
+
+
+def test_ports_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert HydraSettings().discovery_ports == (11434,)
+    assert HydraSettings(discovery_ports=11500).discovery_ports == (11500,)
+    monkeypatch.setenv("HYDRA_LLM_DISCOVERY_PORTS", "11434, 11435,11434")
+    assert HydraSettings().discovery_ports == (11434, 11435)
+
+
+@pytest.mark.parametrize("value", ["", "0", "65536", "ollama", [], range(1, 18), True, [True]])
+def test_ports_that_cannot_be_are_told(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^discovery_ports"):
+        HydraSettings(discovery_ports=value)
+
+
+def test_discovery_needs_a_network_and_says_how_to_name_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HYDRA_LLM_DISCOVERY_ENABLED", "yes")
+
+    with pytest.raises(ConfigurationError) as caught:
+        HydraSettings()
+
+    assert str(caught.value) == (
+        "HYDRA_LLM_DISCOVERY_ENABLED: it names no network to search; set "
+        "HYDRA_LLM_DISCOVERY_NETWORKS, as 192.168.1.0/24, or discovery_networks in hydra.toml"
+    )
+
+
+def test_lists_go_to_another_process_as_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = HydraSettings(discovery_networks="10.0.0.0/30,fd00::/127", discovery_ports=[1, 2])
+    for name, value in as_variables(settings, ["discovery_networks", "discovery_ports"]).items():
+        monkeypatch.setenv(name, value)
+
+    assert HydraSettings() == settings

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from hydra_llm.cli.demo.stage import Result, Stage, close, took
+from hydra_llm.cli.options import without_discovery
 from hydra_llm.client import Client
 from hydra_llm.config import HydraSettings
 from hydra_llm.exceptions import RoutingError
@@ -41,7 +42,8 @@ def play(settings: HydraSettings, console: Console) -> Result:
     """Play what is harmless."""
     began = time.monotonic()
     result = Result(simulated=False)
-    with Router(settings=settings) as router, Client(router=router) as client:
+    own = without_discovery(settings)
+    with Router(settings=own) as router, Client(router=router) as client:
         stage = Stage(router, client, console, result)
         stage.say(
             f"Your own nodes, from {settings.nodes_source}: only harmless things are done. "

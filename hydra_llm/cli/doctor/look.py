@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hydra_llm.cli.doctor.finding import Finding, Look
+from hydra_llm.cli.options import without_discovery
 from hydra_llm.config import HydraSettings
 from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.types import Node
@@ -41,7 +42,8 @@ def look_at(settings: HydraSettings) -> Look:
     from hydra_llm.router import Router  # takes its time; a wrong setting needs none of it
 
     # A look leaves nothing behind.
-    with Router(settings=settings.model_copy(update={"keep_rates": False})) as router:
+    quiet = without_discovery(settings).model_copy(update={"keep_rates": False})
+    with Router(settings=quiet) as router:
         nodes = router.refresh()
     is_missed = any(
         node.node.local and node.health == "up" and node.free_vram_bytes is None for node in nodes
