@@ -48,6 +48,15 @@ def test_an_exporter_is_found_with_what_it_tells() -> None:
     assert len(one.uuids) == one.gpus
 
 
+@pytest.mark.parametrize("page", ["node-exporter-drm-amd", "all-smi-apple"])
+def test_a_number_or_a_slot_on_the_bus_tells_no_machine_from_another(page: str) -> None:
+    one, _ = exporter(PAGES[page])
+
+    assert one is not None
+    assert one.gpus >= 1
+    assert one.uuids == frozenset()
+
+
 def test_the_first_of_the_ports_goes_before_the_others() -> None:
     first, ports = exporter(AGENT, DCGM)
     second, _ = exporter(DCGM, AGENT)

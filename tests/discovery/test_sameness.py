@@ -204,14 +204,14 @@ async def test_nobody_joins_a_group_in_which_one_is_certainly_another() -> None:
     c = server("192.168.1.22")
     name = frozenset({"rig"})
     about = {
-        A.place: uuids(1),
+        A.place: Evidence(uuids=frozenset({"uuid-1"}), names=name),
         B.place: Evidence(names=name),
         c.place: Evidence(uuids=frozenset({"uuid-2"}), names=name),
     }
 
     assert [addresses for addresses, _ in await groups(A, B, c, about=about)] == [
-        ["192.168.1.20"],
-        ["192.168.1.21", "192.168.1.22"],
+        ["192.168.1.20", "192.168.1.21"],
+        ["192.168.1.22"],
     ]
 
 
