@@ -255,7 +255,11 @@ class Router:
             for found in result.found
             if not found.known and not found.perhaps_same_as and found.node().id not in taken
         }
-        if self._is_closed or not fresh:
+        if not fresh:
+            return
+        # Adding ends the collector, and with it the wait of a first request that has seen nobody.
+        self._collector.wait_first(self.settings.health_check_timeout + 0.5)
+        if self._is_closed:
             return
         # Requests go on among the others until the first probe has come back.
         for node in self._add(found.node() for found in fresh.values()):

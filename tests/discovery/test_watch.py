@@ -197,6 +197,16 @@ def test_requests_do_not_wait_for_a_search(node: SimulatedNode) -> None:
             assert not mute.requests[0].finished
 
 
+def test_a_find_does_not_cut_short_the_first_look_at_the_nodes(node: SimulatedNode) -> None:
+    with Router(node.url) as router:
+        router.start()
+        # On the thread of a search, while a request may be waiting for that look.
+        router._take_in(result(found(f"http://127.0.0.7:{free_port()}")))
+
+        assert next(one.health for one in router._cluster.nodes()) == "up"
+        assert len(router.configured) == 2
+
+
 def test_a_router_that_is_not_told_to_searches_nothing(node: SimulatedNode) -> None:
     settings = HydraSettings(
         free_node(), discovery_networks=["127.0.0.0/28"], discovery_ports=[node.port]
