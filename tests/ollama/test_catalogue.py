@@ -124,7 +124,12 @@ def test_the_weights_are_known_by_the_name_of_their_file() -> None:
         return parse_show({"modelfile": modelfile}, INSTALLED).weights_file
 
     blob = "sha256-" + 64 * "a"
-    assert file_of(f"# Modelfile\n# FROM x:latest\n\nFROM /root/models/blobs/{blob}\n") == blob
+    assert (
+        file_of(
+            f"# Modelfile\n# FROM x:latest\n\nFROM /usr/share/ollama/.ollama/models/blobs/{blob}\n"
+        )
+        == blob
+    )
     assert file_of(f"FROM D:\\models\\blobs\\{blob}  \nTEMPLATE x") == blob
     assert file_of("TEMPLATE x") == file_of(None) == ""
 

@@ -26,7 +26,7 @@ from hydra_llm.types import GB, HostMemory, Node, Observation
 TAGS = {"models": [{"name": "llama3", "size": 4 * GB, "digest": "d1"}]}
 PS = {"models": [{"name": "llama3", "size": 5 * GB, "size_vram": 5 * GB, "context_length": 4096}]}
 SHOW = {
-    "modelfile": "# Modelfile\nFROM /root/.ollama/models/blobs/sha256-5ee4\n",
+    "modelfile": "# Modelfile\nFROM /usr/share/ollama/.ollama/models/blobs/sha256-5ee4\n",
     "capabilities": ["completion", "tools"],
     "model_info": {
         "general.architecture": "x",
