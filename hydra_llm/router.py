@@ -113,7 +113,8 @@ class Router:
         self._pools = Pools(verify=self.settings.verify)
         self._start_lock = threading.Lock()
         self._is_closed = False
-        self._has_seen_nodes = False
+        self._seen_by: Collector | None = None
+        """The collector that has looked at every node once; another one has to, after more came."""
         self._process = os.getpid()
         self._retired: list[Collector] = []
         """Collectors of fewer nodes, whose threads may not have ended yet."""
@@ -134,12 +135,10 @@ class Router:
             ConfigurationError: a node is wrong, or has the id of another one.
         """
         nodes = nodes if isinstance(nodes, str | Node) else list(nodes)
-        given = HydraSettings(nodes=nodes).nodes if nodes else ()
-        if self._add(given):
-            self._has_seen_nodes = False
+        self._add(HydraSettings(nodes=nodes).nodes if nodes else ())
 
-    def _add(self, given: Iterable[Node]) -> tuple[Node, ...]:
-        """Those of the nodes that were not known by their URL."""
+    def _add(self, given: Iterable[Node], *, wait: bool = True) -> tuple[Node, ...]:
+        """Those of the nodes that were not known by their URL; requests may ``wait`` for them."""
         with self._start_lock:
             known = {node.url for node in self._configured}
             fresh = tuple(node for node in given if node.url not in known)
@@ -153,7 +152,10 @@ class Router:
             self._finalizer.detach()
             self._collector.stop(0.0)  # its thread ends when it can
             self._retired.append(self._collector)
+            has_seen = self._seen_by is self._collector
             self._collector = self._new_collector()
+            if has_seen and not wait:
+                self._seen_by = self._collector
         if was_started:
             self._collector.start()
         return fresh
@@ -255,14 +257,10 @@ class Router:
             for found in result.found
             if not found.known and not found.perhaps_same_as and found.node().id not in taken
         }
-        if not fresh:
-            return
-        # Adding ends the collector, and with it the wait of a first request that has seen nobody.
-        self._collector.wait_first(self.settings.health_check_timeout + 0.5)
-        if self._is_closed:
+        if self._is_closed or not fresh:
             return
         # Requests go on among the others until the first probe has come back.
-        for node in self._add(found.node() for found in fresh.values()):
+        for node in self._add((found.node() for found in fresh.values()), wait=False):
             self._handle_event(
                 NodeDiscovered(
                     at=self._clock(),
@@ -281,7 +279,7 @@ class Router:
             with self._start_lock:
                 if self._process != os.getpid():
                     self._process = os.getpid()
-                    self._has_seen_nodes = False
+                    self._seen_by = None
         self._collector.start()
         if self._sharing is not None:
             self._sharing.start()
@@ -290,23 +288,24 @@ class Router:
 
     def wait_until_seen(self) -> None:
         """Have every node looked at once; later calls return at once."""
-        if self._has_seen_nodes and self._process == os.getpid():
-            return
-        self.start()
-        self._collector.wait_first(self.settings.health_check_timeout + 0.5)
-        if self._sharing is not None:
-            self._sharing.catch_up()
-        self._has_seen_nodes = True
+        # Where nodes are added meanwhile, their collector has to look first.
+        while self._seen_by is not self._collector or self._process != os.getpid():
+            self.start()
+            collector = self._collector
+            collector.wait_first(self.settings.health_check_timeout + 0.5)
+            if self._sharing is not None:
+                self._sharing.catch_up()
+            self._seen_by = collector
 
     async def await_until_seen(self) -> None:
         """As :meth:`wait_until_seen`, without blocking the event loop."""
-        if self._has_seen_nodes and self._process == os.getpid():
-            return
-        self.start()
-        await self._collector.await_first(self.settings.health_check_timeout + 0.5)
-        if self._sharing is not None:
-            await self._sharing.acatch_up()
-        self._has_seen_nodes = True
+        while self._seen_by is not self._collector or self._process != os.getpid():
+            self.start()
+            collector = self._collector
+            await collector.await_first(self.settings.health_check_timeout + 0.5)
+            if self._sharing is not None:
+                await self._sharing.acatch_up()
+            self._seen_by = collector
 
     def close(self) -> None:
         """Stop the background thread and close all connections. Safe to call twice."""

@@ -197,11 +197,35 @@ def test_requests_do_not_wait_for_a_search(node: SimulatedNode) -> None:
             assert not mute.requests[0].finished
 
 
-def test_a_find_does_not_cut_short_the_first_look_at_the_nodes(node: SimulatedNode) -> None:
+@pytest.mark.parametrize("how", ["found", "added"])
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_further_nodes_do_not_cut_short_the_first_look_that_a_request_waits_for(
+    node: SimulatedNode, monkeypatch: pytest.MonkeyPatch, how: str, way: str
+) -> None:
+    def further() -> None:
+        if how == "found":
+            router._take_in(result(found(f"http://127.0.0.7:{free_port()}")))
+        else:
+            router.add_nodes(f"http://127.0.0.7:{free_port()}")
+
+    async def first_look(timeout_seconds: float) -> None:
+        further()  # ends the collector that is waited for
+        await looks_async(timeout_seconds)
+
+    def first_look_sync(timeout_seconds: float) -> None:
+        further()
+        looks(timeout_seconds)
+
     with Router(node.url) as router:
-        router.start()
-        # On the thread of a search, while a request may be waiting for that look.
-        router._take_in(result(found(f"http://127.0.0.7:{free_port()}")))
+        collector = router._collector
+        looks, looks_async = collector.wait_first, collector.await_first
+        monkeypatch.setattr(collector, "wait_first", first_look_sync)
+        monkeypatch.setattr(collector, "await_first", first_look)
+
+        if way == "sync":
+            router.wait_until_seen()
+        else:
+            asyncio.run(router.await_until_seen())
 
         assert next(one.health for one in router._cluster.nodes()) == "up"
         assert len(router.configured) == 2
