@@ -46,7 +46,8 @@ def fits_of(
         A dictionary a node, memory in decimal GB: see :meth:`hydra_llm.Router.fit`.
     """
     nodes = list(nodes)
-    known = next((node.installed[model] for node in nodes if model in node.installed), None)
+    told = [node.installed[model] for node in nodes if model in node.installed]
+    known = next((one for one in told if one.shape is not None), told[0] if told else None)
     return [_fit(model, node, known, num_ctx, Moment(now=now, prices=prices)) for node in nodes]
 
 
@@ -72,14 +73,16 @@ def _fit(
     context = context_of(node, model, num_ctx)
     request = _asked(model, context)
     fit = moment.fit(request, node)
-    need = needs_of(request, node, moment).expected.need
+    needs = needs_of(request, node, moment)
+    need = needs.expected.need
+    corrected = needs.bytes - need.total_bytes  # by what was seen of it there
     pace = seconds_per_token(request, node, moment)
     return told | {
         "verdict": fit.verdict,
         "num_ctx": context,
-        "need_gb": _gb(fit.need_bytes or need.total_bytes),
-        "need_low_gb": _gb(need.low_bytes),
-        "need_high_gb": _gb(need.high_bytes),
+        "need_gb": _gb(fit.need_bytes or needs.bytes),
+        "need_low_gb": _gb(need.low_bytes + corrected),
+        "need_high_gb": _gb(need.high_bytes + corrected),
         "evicts": [name for name in fit.victims if name != model],
         "cpu_share": round(fit.cpu_share, 4),
         "tokens_per_second": round(1 / pace, 2) if pace else None,

@@ -12,7 +12,7 @@ from hydra_llm.scheduling import Moment
 from hydra_llm.scheduling.fitting import fits_of
 from hydra_llm.scheduling.memory import FIRST_MODEL_MARGIN_BYTES, fit_of
 from hydra_llm.types import GB, NodeSnapshot, RunnerOptions
-from tests.helpers import BIG, LLAMA, request, snapshot
+from tests.helpers import BIG, LLAMA, installed, request, snapshot
 
 
 def fit(node: NodeSnapshot, model: str = LLAMA, **how: Any) -> dict[str, Any]:
@@ -85,6 +85,23 @@ def test_a_node_without_the_model_is_judged_by_what_another_tells() -> None:
 
     assert (has["installed"], lacks["installed"]) == (True, False)
     assert {**lacks, "node": "a", "installed": True} == has
+
+
+def test_who_knows_more_of_the_model_tells_of_it() -> None:
+    plain = snapshot("a", installed=installed(LLAMA, shape=None))
+    told = fits_of(LLAMA, [plain, snapshot("b"), snapshot("c", models=())])
+
+    assert told[2]["need_gb"] == told[1]["need_gb"]
+    assert told[2]["need_gb"] != told[0]["need_gb"]
+
+
+def test_what_was_seen_moves_the_interval_too() -> None:
+    plain, seen = fit(snapshot()), fit(snapshot(need_ratios={LLAMA: 1.5}))
+
+    moved = seen["need_gb"] - plain["need_gb"]
+    assert moved > 0.5
+    assert seen["need_low_gb"] - plain["need_low_gb"] == pytest.approx(moved, abs=0.002)
+    assert seen["need_high_gb"] - plain["need_high_gb"] == pytest.approx(moved, abs=0.002)
 
 
 def test_of_a_node_that_is_down_and_of_a_model_that_nobody_has_there_is_nothing_to_say() -> None:
