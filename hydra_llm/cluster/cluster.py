@@ -433,7 +433,7 @@ class Cluster:
             usage,
             caused_load=lease.placement.causes_load,
             cached_tokens=cached_tokens,
-            alone=lease.was_alone,
+            alone=record.had_it_alone(lease),
             peers=lease.peers,
             size_bytes=installed.size_bytes if installed else 0,
             on_gpu=loaded is not None and loaded.gpu_share > 0.99,

@@ -215,8 +215,13 @@ class NodeLearner:
         waited = usage.total_seconds - known
         if waited <= max(NO_WAIT_SECONDS, 0.02 * usage.total_seconds):
             learner.slots = max(learner.slots or 1, peers + 1)
-        elif learner.slots is not None and learner.slots > peers:
+        elif learner.slots is None or learner.slots > peers:
             learner.slots = max(1, peers)
+
+    def slots_of(self, model: str) -> int | None:
+        """Slots that its runner was seen to have; None where nothing has shown it."""
+        learner = self._models.get(model)
+        return None if learner is None else learner.slots
 
     def forget(self, model: str) -> None:
         """The model's file has changed: what was learned is of another model."""

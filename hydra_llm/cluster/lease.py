@@ -24,6 +24,7 @@ class Lease:
         "_ttl",
         "breaker_generation",
         "called_stuck",
+        "company",
         "expires_at",
         "id",
         "known_loads",
@@ -35,7 +36,6 @@ class Lease:
         "shared_by",
         "started_at",
         "state",
-        "was_alone",
     )
 
     def __init__(
@@ -63,8 +63,8 @@ class Lease:
         """Loads of other routers on the node that the choice has reckoned with."""
         self.shared_by: str | None = None
         """The name under which other routers are told of it; None while none need know."""
-        self.was_alone = True
-        """Nothing else has run on the node since it came; the ledger says so if it has."""
+        self.company: Literal["none", "of its model", "of others"] = "none"
+        """What else has run on the node since it came; the ledger says so."""
         self.called_stuck = False
         """Its load has been reported as stuck; once is enough."""
         self.state: Literal["held", "released", "expired"] = "held"

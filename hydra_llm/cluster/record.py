@@ -260,9 +260,25 @@ class NodeRecord:
 
     def note_company(self) -> None:
         """Whoever is here with others shares the node's speed, even if they go before it does."""
-        if len(self.leases) + len(self.foreign) > 1:
-            for lease in self.leases.values():
-                lease.was_alone = False
+        here = self.running
+        if len(here) < 2:
+            return
+        models = {running.model for running in here}
+        for lease in self.leases.values():
+            if len(models) > 1:
+                lease.company = "of others"
+            elif lease.company == "none":
+                lease.company = "of its model"
+
+    def had_it_alone(self, lease: Lease) -> bool:
+        """
+        Whether nothing of ours shared the node's speed with it.
+
+        Who asks for the same model waits behind it where the runner has one slot.
+        """
+        if lease.company == "of its model":
+            return (self.node.slots or self.learner.slots_of(lease.request.model)) == 1
+        return lease.company == "none"
 
     def samples(self) -> list[Sample]:
         """What other routers are to be told of its rates; each is given once."""

@@ -646,8 +646,35 @@ def test_no_rate_is_learned_of_two_that_met_on_a_node_whoever_ends_first(
     assert [s.prefill_seconds_per_token for s in speeds] == [None] * len(set(models))
 
 
+@pytest.mark.parametrize(("slots", "learns"), [(1, True), (2, False), (None, False)])
+def test_who_waits_behind_it_in_the_only_slot_disturbs_nobody(
+    slots: int | None, learns: bool
+) -> None:
+    """Or nothing would be learned of a node that is never idle."""
+    cluster = ledger(seen(warm=(LLAMA,)), nodes=[node("a", slots=slots)])
+    leases = [granted(cluster, request()) for _ in range(2)]
+    for lease in leases:
+        cluster.succeeded(lease, ANSWER, CHAIN)
+
+    speed = snapshot_of(cluster).speeds[LLAMA]
+    assert (speed.decode_seconds_per_token is not None) == learns
+
+
+def test_that_there_is_one_slot_shows_in_the_wait_of_the_second() -> None:
+    cluster = ledger(seen(warm=(LLAMA,)), nodes=[node("a", slots=None)])
+    waited = replace(ANSWER, total_seconds=(ANSWER.total_seconds or 0.0) + 5.0)
+    for _ in range(2):
+        first, second = granted(cluster, request()), granted(cluster, request())
+        cluster.succeeded(first, ANSWER, CHAIN)
+        cluster.succeeded(second, waited, CHAIN)
+
+    speed = snapshot_of(cluster).speeds[LLAMA]
+    assert speed.slots == 1
+    assert speed.decode_seconds_per_token is not None
+
+
 def test_no_rate_is_learned_of_a_request_that_met_another_routers() -> None:
-    cluster = ledger(seen(warm=(LLAMA,)))
+    cluster = ledger(seen(warm=(LLAMA,)), nodes=[node("a", slots=2)])
     cluster.share(lambda: None)
     lease = granted(cluster, request())
     other = RunningRequest(lease_id=0, model=LLAMA, started_at=0.0, expected_seconds=1.0)

@@ -194,7 +194,7 @@ WAITED = {"total_seconds": 6.0}
 
 
 def test_one_slot_is_assumed_until_two_have_run_side_by_side() -> None:
-    assert learned({**WAITED, "peers": 1}).slots is None
+    assert learned({**WAITED, "peers": 1}).slots == 1
     assert learned({**SIDE_BY_SIDE, "peers": 1}).slots == 2
     assert learned({**SIDE_BY_SIDE, "peers": 3}).slots == 4
 
