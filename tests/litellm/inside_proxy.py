@@ -7,6 +7,7 @@ each has its own.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from typing import Any
@@ -56,6 +57,9 @@ claims.PATIENCE_SECONDS = redis_store.TIMEOUT_SECONDS = 20.0
 @app.get("/books")
 async def books() -> dict[str, Any]:
     """The leases of this process: all there were, and those held now."""
+    # What LiteLLM drops may lie in a cycle, where it is found when Python comes to look. That is
+    # soon in a busy process, and may be minutes in one that has just become idle.
+    gc.collect()
     # The proxy has loaded it from a file, so it is not the one that an import would give.
     ours: list[Any] = [c for c in litellm.callbacks if type(c).__name__ == "HydraRoutingStrategy"]
     router = ours[0].hydra
