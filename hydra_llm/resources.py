@@ -8,7 +8,7 @@ from typing import Any
 from hydra_llm.tables import html_table, stacked_bars, text_table
 from hydra_llm.types import GB, Device, NodeSnapshot
 
-__all__ = ["ModelFits", "NodeResources", "need_text", "place_text", "resources_of"]
+__all__ = ["ModelFits", "NodeResources", "fit_cells", "resources_of"]
 
 _HEAD = ("node", "health", "VRAM free", "VRAM source", "loaded models", "in flight")
 
@@ -47,18 +47,7 @@ class ModelFits(list[dict[str, Any]]):
     """Where a model could run: a dictionary a node, and a table where one looks at it."""
 
     def _rows(self) -> list[list[str]]:
-        return [
-            [
-                node["node"],
-                place_text(node),
-                need_text(node),
-                _gb_text(node["free_gb"]),
-                str(node.get("num_ctx", "")),
-                str(node.get("largest_num_ctx") or ""),
-                f"{node['tokens_per_second']:.3g}" if node.get("tokens_per_second") else "",
-            ]
-            for node in self
-        ]
+        return [fit_cells(node) for node in self]
 
     def _repr_html_(self) -> str:
         """For notebooks."""
@@ -70,6 +59,21 @@ class ModelFits(list[dict[str, Any]]):
 
 _FIT_HEAD = ("node", "place", "needs", "free", "context", "longest context", "tokens/s")
 
+
+def fit_cells(node: Mapping[str, Any]) -> list[str]:
+    """A row of a table of what :meth:`hydra_llm.Router.fit` says of one node."""
+    pace = node.get("tokens_per_second")
+    return [
+        node["node"],
+        _place(node),
+        _need(node),
+        _gb_text(node["free_gb"]),
+        str(node.get("num_ctx", "")),
+        str(node.get("largest_num_ctx") or ""),
+        f"{pace:.3g}" if pace else "",
+    ]
+
+
 _PLACES = {
     "loaded": "loaded",
     "loading": "being loaded",
@@ -79,8 +83,7 @@ _PLACES = {
 }
 
 
-def place_text(node: Mapping[str, Any]) -> str:
-    """How the model finds its place there, in a few words."""
+def _place(node: Mapping[str, Any]) -> str:
     if "verdict" not in node:
         return node["health"] if node["health"] != "up" else "nobody has the model"
     verdict = node["verdict"]
@@ -95,8 +98,7 @@ def place_text(node: Mapping[str, Any]) -> str:
     return text if node["installed"] else f"{text}; not pulled"
 
 
-def need_text(node: Mapping[str, Any]) -> str:
-    """What it needs; with the interval where that is wide."""
+def _need(node: Mapping[str, Any]) -> str:
     if "verdict" not in node:
         return ""
     low, need, high = node["need_low_gb"], node["need_gb"], node["need_high_gb"]

@@ -200,8 +200,7 @@ def fit(
         if as_json:
             print_json(fits)
         else:
-            console = stdout()
-            console.print(fitting.fit_view(model, fits, width=console.width))
+            stdout().print(fitting.fit_view(model, fits))
         if not any(fitting.is_whole(one) for one in fits):
             raise typer.Exit(NOBODY)
 

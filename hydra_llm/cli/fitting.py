@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hydra_llm.cli.tables import plain_table
-from hydra_llm.resources import need_text, place_text
+from hydra_llm.resources import fit_cells
+from hydra_llm.scheduling.fitting import ON_GPU
 from hydra_llm.types import canonical_model_name
 
 if TYPE_CHECKING:
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 3.0
 """Nodes are asked about a few of their models in each round of probes."""
 
-WHOLE = ("loaded", "loading", "fits", "evicts")
 STYLES = {"offloads": "yellow", "unknown": "yellow", "cannot": "red"}
 
 
 def is_whole(fit: Mapping[str, Any]) -> bool:
     """Whether all of the model would be on that node's GPUs."""
-    return fit.get("verdict") in WHOLE
+    return fit.get("verdict") in ON_GPU
 
 
 def wait_until_described(
@@ -42,7 +42,7 @@ def wait_until_described(
         waited += 0.1
 
 
-def fit_view(model: str, fits: Sequence[Mapping[str, Any]], *, width: int) -> RenderableType:
+def fit_view(model: str, fits: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A row a node, and what to make of it."""
     table = plain_table()
     table.add_column("node", overflow="fold")
@@ -53,20 +53,9 @@ def fit_view(model: str, fits: Sequence[Mapping[str, Any]], *, width: int) -> Re
     table.add_column("longest", justify="right")
     table.add_column("tokens/s", justify="right")
     for one in fits:
-        verdict = one.get("verdict", "")
-        style = "green" if verdict in WHOLE else STYLES.get(verdict, "dim")
-        pace, longest, free = (
-            one.get(k) for k in ("tokens_per_second", "largest_num_ctx", "free_gb")
-        )
-        table.add_row(
-            Text(one["node"], style="bold"),
-            Text(place_text(one), style=style),
-            need_text(one),
-            "?" if free is None else f"{free:.1f} GB",
-            str(one.get("num_ctx", "")),
-            "" if longest is None else str(longest),
-            "" if pace is None else f"{pace:.3g}",
-        )
+        style = "green" if is_whole(one) else STYLES.get(one.get("verdict", ""), "dim")
+        name, place, *figures = fit_cells(one)
+        table.add_row(Text(name, style="bold"), Text(place, style=style), *figures)
     return Group(table, Text(), _summary(model, fits))
 
 
