@@ -56,6 +56,7 @@ from hydra_llm.types import (
     Usage,
     faded,
 )
+from hydra_llm.vram.accounting import numbers_of
 
 log = logging.getLogger("hydra_llm")
 
@@ -763,8 +764,5 @@ def _is_load_over(
 @lru_cache(maxsize=64)
 def _keeps_prompts(version: str | None) -> bool:
     """Whether the runner restores earlier prompts: Ollama >= 0.30."""
-    try:
-        major, minor = (int(part) for part in (version or "").split(".")[:2])
-    except ValueError:
-        return False
-    return (major, minor) >= (0, 30)
+    numbers = numbers_of(version)
+    return numbers is not None and numbers >= (0, 30, 0)
