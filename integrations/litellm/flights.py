@@ -75,6 +75,7 @@ class Flight:
         self.is_answered = False
         self.words: dict[str, Any] = {}
         self._decisions: list[RoutingDecision] = []
+        self._told: tuple[RoutingDecision, dict[str, Any]] | None = None
         self._watch: tuple[weakref.ref[asyncio.Task[Any]], Callable[[object], None]] | None = None
 
     def renew(self, dispatch: Dispatch | None) -> None:
@@ -145,10 +146,13 @@ class Flight:
         """The decision as plain data, with the attempts of every try."""
         if self.dispatch is None:
             return None
-        told = self.dispatch.decision().to_dict()
-        earlier = [a for one in self._decisions for a in one.to_dict()["attempts"]]
-        told["attempts"] = earlier + told["attempts"]
-        return told
+        decision = self.dispatch.decision()
+        if self._told is None or self._told[0] is not decision:
+            told = decision.to_dict()
+            earlier = [a for one in self._decisions for a in one.to_dict()["attempts"]]
+            told["attempts"] = earlier + told["attempts"]
+            self._told = decision, told
+        return self._told[1]
 
     def headers(self) -> dict[str, str]:
         """What an answer says of it: the node, the reason, the number of attempts."""

@@ -66,7 +66,7 @@ class HydraRoutingStrategy(CustomLogger):
             wires, self._wires, self._known = self._wires, None, frozenset()
             self._chooser.forget_groups()
         if wires is not None:
-            wires.client.close()
+            wires.close()
             if self._given is None:
                 wires.router.close()
 
