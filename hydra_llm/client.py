@@ -73,6 +73,8 @@ class _Routed(BaseModel):
     node_id: str | None = None
     """The node that answered."""
     node_url: str | None = None
+    continued_from: str | None = None
+    """Of the first part that another node has written: the node that began the answer."""
 
 
 class ChatResponse(_Routed, ollama.ChatResponse):

@@ -203,14 +203,18 @@ class HydraSettings(BaseSettings):
     connect_timeout: Seconds = 5.0
     """Seconds that a node has to accept a connection."""
     first_byte_timeout: Seconds = 300.0
-    """Seconds of silence before the first byte of a stream; loading a model falls into it."""
+    """Seconds until the first part of a stream is there; loading a model falls into them."""
     whole_answer_timeout: Seconds = 1800.0
-    """Seconds of silence before an answer that comes in one piece; all of generating it falls
-    into them."""
+    """Seconds until an answer that comes in one piece begins, and again until it has ended; all
+    of generating it falls into them."""
     stream_idle_timeout: Seconds = 120.0
-    """Seconds of silence inside a stream that has begun."""
+    """Seconds until the next part of a stream that has begun is there. Where a node's pace is
+    known it is the time of 50 tokens, if that is less, but 10 seconds at least."""
+    continue_streams: bool = False
+    """Whether another node goes on with a stream that breaks off, where the model's template
+    allows for it."""
     max_body_bytes: CountFromOne = 67_108_864
-    """Bytes that an answer which is not streamed may have."""
+    """Bytes that an answer may have."""
     verify: Annotated[bool | str | InstanceOf[ssl.SSLContext], PlainValidator(_read_verify)] = True
     """Whether to check TLS certificates; or the path of a file of CA certificates to trust; or, in
     Python, an `ssl.SSLContext`."""

@@ -11,10 +11,17 @@ from typing import Any
 
 import httpx
 
-from hydra_llm.dispatch import Dispatch
+from hydra_llm.dispatch import Dispatch, encode, outgoing_request
 from hydra_llm.exceptions import AllNodesFailedError, NodeError, NodeProtocolError
 from hydra_llm.ollama.answers import AnswerReader, error_text, is_answer, read_whole
 from hydra_llm.ollama.calls import Call, Route
+from hydra_llm.ollama.continuation import (
+    NotContinued,
+    check_first_part,
+    check_prompt,
+    marked,
+    render_request,
+)
 from hydra_llm.ollama.errors import error_of_answer
 from hydra_llm.types import Attempt, Node, canonical_model_name
 
@@ -73,6 +80,39 @@ def check_part(dispatch: Dispatch, reader: AnswerReader, *, ended: bool) -> None
         raise error or _unclear(node)
     if ended and not reader.is_complete:
         raise dispatch.incomplete(reader.parts)
+
+
+def render_question(node: Node, request: httpx.Request, outgoing: httpx.Request) -> httpx.Request:
+    """Ask a node for the prompt that it would make of a request."""
+    body = encode(render_request(outgoing.read()))
+    return outgoing_request(node, request, body, outgoing.extensions["timeout"])
+
+
+def check_shown(dispatch: Dispatch, response: httpx.Response, shown: bytes, beginning: str) -> None:
+    """Raise NotContinued or NodeError if a node would not go on with the answer's beginning."""
+    if response.status_code != 200:
+        raise no_continuation(dispatch, response, shown)
+    check_prompt(shown, beginning, dispatch.node.id)
+
+
+def no_continuation(dispatch: Dispatch, response: httpx.Response, body: bytes) -> Exception:
+    """The error for a node that answers in another way than by going on with the stream."""
+    node, status = dispatch.node, response.status_code
+    code = -1 if status == 200 else status
+    error = error_of_answer(node, dispatch.call.model, code, error_text(body), response.headers)
+    return error or NotContinued(f"{node.id} refuses to go on ({status})")
+
+
+def check_continuation(dispatch: Dispatch, held: bytes, beginning: str) -> bytes:
+    """
+    The first part of another node's continuation, marked as such.
+
+    Raises:
+        NotContinued: it is none.
+    """
+    line, end, more = held.partition(b"\n")
+    check_first_part(line, beginning, dispatch.node.id)
+    return marked(line, dispatch.begun_by) + end + more
 
 
 def _unclear(node: Node) -> NodeProtocolError:
