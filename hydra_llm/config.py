@@ -64,6 +64,7 @@ AGENT_TOKEN_VARIABLE = "HYDRA_LLM_AGENT_TOKEN"  # noqa: S105  the name of one
 """Of ``hydra-llm agent``; no setting of a router."""
 DEFAULT_NODE = "http://localhost:11434"
 RATES_FILE = "rates.json"
+CORDONS_FILE = "cordoned.json"
 
 OLDER_PREFIX = "SOLLOL_"
 OLDER_NAMES = frozenset(
@@ -271,7 +272,8 @@ class HydraSettings(BaseSettings):
     keep_rates: bool = True
     """Whether to keep in a file what has been learned of the nodes, for the next start."""
     state_dir: Annotated[Path | None, BeforeValidator(_read_folder)] = None
-    """The folder of that file, made when it is needed; by default one of the user's own."""
+    """The folder of that file, and of the one that says which nodes are cordoned; made when it is
+    needed; by default one of the user's own."""
     random_seed: Annotated[int | None, _Number] = None
     """Seed of the draw between nodes that are equally good, for a run that can be repeated."""
 
@@ -326,6 +328,12 @@ class HydraSettings(BaseSettings):
         """Where learned rates are kept; None if they are not, or the user has no home."""
         folder = self.state_dir or _user_state_dir()
         return folder / RATES_FILE if self.keep_rates and folder is not None else None
+
+    @property
+    def cordons_file(self) -> Path | None:
+        """Where nodes are cordoned for all of the user's routers; None if there is no home."""
+        folder = self.state_dir or _user_state_dir()
+        return None if folder is None else folder / CORDONS_FILE
 
     def __eq__(self, other: object) -> bool:
         # Where a value came from does not make it another one.

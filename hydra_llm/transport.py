@@ -314,7 +314,6 @@ class HydraTransport(_Base, httpx.BaseTransport):
             response = _send(self._router, node, question)
             shown = _read_limited(node, response, MAX_ERROR_BYTES)
             check_shown(dispatch, response, shown, beginning)
-            dispatch.first_byte()  # what had to be loaded is
             outgoing = dispatch.outgoing(request)
         response = _send(self._router, node, outgoing)
         try:
@@ -490,7 +489,6 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
             response = await _asend(self._router, node, question)
             shown = await _aread_limited(node, response, MAX_ERROR_BYTES)
             check_shown(dispatch, response, shown, beginning)
-            dispatch.first_byte()  # what had to be loaded is
             outgoing = dispatch.outgoing(request)
         response = await _asend(self._router, node, outgoing)
         try:

@@ -12,7 +12,7 @@ import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -64,6 +64,9 @@ Choose = Callable[
     [InferenceRequest, Sequence[NodeSnapshot], Mapping[str, Demand], float, int], Placement
 ]
 """``(request, nodes, demand, now, queue_ahead) -> Placement``; raises NoEligibleNodeError."""
+
+HERE = "here"
+"""Who has cordoned a node: this router."""
 
 CONVERSATIONS_KEPT = 8
 """Prompts a runner of Ollama >= 0.30 keeps in system memory, conservatively: it keeps up to
@@ -557,9 +560,24 @@ class Cluster:
     def set_cordoned(self, node_id: str, cordoned: bool) -> None:
         """Keep new requests away from a node, or let them come again. Raises KeyError."""
         with self._books():
-            record = self._records[node_id]
-            record.cordoned = cordoned
-            self._publish(record)
+            self._cordon(self._records[node_id], HERE, cordoned=cordoned)
+
+    def set_cordons(self, source: str, node_ids: Container[str]) -> None:
+        """These nodes, and no others, are cordoned by what several routers have in common."""
+        with self._books():
+            for record in self._records.values():
+                self._cordon(record, source, cordoned=record.node.id in node_ids)
+
+    def _cordon(self, record: NodeRecord, source: str, *, cordoned: bool) -> None:
+        if cordoned == (source in record.cordoned_by):
+            return
+        (record.cordoned_by.add if cordoned else record.cordoned_by.discard)(source)
+        self._publish(record)
+
+    def in_flight_on(self, node_id: str) -> int:
+        """Requests on one node, whoever sent them. Raises KeyError."""
+        with self._lock:
+            return len(self._records[node_id].running)
 
     def tick(self) -> None:
         """Housekeeping, about once a second: expired leases, stuck loads, pauses that are over."""

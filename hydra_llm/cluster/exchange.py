@@ -21,6 +21,9 @@ from hydra_llm.types import NO_OPTIONS, Node, RunnerOptions, RunningRequest
 KEYS_PREFIX = "hydra:v1:"
 """Before every key; another number once the records change."""
 
+CORDONS_KEY = KEYS_PREFIX + "cordoned"
+"""The set of nodes that are cordoned for all routers, by name; it stays until it is emptied."""
+
 NOT_OURS = 0
 """Stands for the lease's number where the lease is another router's."""
 

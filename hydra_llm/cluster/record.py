@@ -85,7 +85,8 @@ class NodeRecord:
         self.leases: dict[int, Lease] = {}
         self.foreign: Mapping[str, RunningRequest] = {}
         """What other routers have in flight here, by the lease's name among all."""
-        self.cordoned = False
+        self.cordoned_by: set[str] = set()
+        """Who keeps new requests away: this router, the file, Redis."""
         self.breaker = self._new_breaker()
         self.load_breakers: dict[str, CircuitBreaker] = {}
         self.paused_until: float | None = None
@@ -391,7 +392,7 @@ class NodeRecord:
             vram_observed_at=self.vram_observed_at,
             vram_reasons=self.vram_reasons,
             running=self.running,
-            cordoned=self.cordoned,
+            cordoned=bool(self.cordoned_by),
             circuit="closed" if closed else "open",
             circuit_reason=self.breaker.reason,
             circuit_retry_at=None if closed else self.breaker.retry_at,

@@ -9,13 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import httpx
 import pytest
 
 from hydra_llm import (
     AsyncClient,
     Client,
+    Node,
     Router,
     StreamBrokenError,
+    transport,
 )
 from hydra_llm.ollama.continuation import Told
 from hydra_llm.testing import (
@@ -337,6 +340,61 @@ async def test_a_model_that_repeats_itself_is_not_asked_once_more(ask: Ask) -> N
             await heard(ask(router, continue_streams=True, messages=MESSAGES), [])
 
         assert asked(cluster["b"]) == []
+
+
+@DOORS
+async def test_nothing_is_left_to_write_once_num_predict_is_reached(ask: Ask) -> None:
+    with two_nodes() as (cluster, router):
+        cluster["a"].inject(ResetFault(after=3))
+        with pytest.raises(StreamBrokenError, match="num_predict leaves nothing to be written"):
+            await heard(
+                ask(router, continue_streams=True, messages=MESSAGES, options={"num_predict": 3}),
+                [],
+            )
+
+        assert asked(cluster["b"]) == []
+
+
+def test_of_a_line_that_was_cut_the_caller_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = transport._send
+
+    def cut(router: Router, node: Node, outgoing: httpx.Request) -> httpx.Response:
+        response = send(router, node, outgoing)
+        if node.id == "a":
+            response.stream = CutInALine(response.stream)
+        return response
+
+    monkeypatch.setattr(transport, "_send", cut)
+    with two_nodes() as (_, router), Client(router=router, prefer_labels="first") as client:
+        parts = list(
+            client.chat(
+                COUNT, MESSAGES, stream=True, continue_streams=True, options={"num_predict": 6}
+            )
+        )
+
+    text = "".join(part.message.content for part in parts)
+    assert text == "".join(f" n{number:04}" for number in range(1, 7))
+    assert parts[2].continued_from == "a"
+
+
+class CutInALine(httpx.SyncByteStream):
+    """Two and a half lines of an answer."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        data = b""
+        for part in self._stream:
+            data += part
+            if data.count(b"\n") > 2:
+                break
+        first, second, third, *_ = data.split(b"\n")
+        yield first + b"\n" + second + b"\n" + third[:30]
+        raise httpx.ReadError("the other side has gone")
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 @DOORS

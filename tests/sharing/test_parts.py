@@ -193,6 +193,9 @@ class FakeStore:
         granted = [int(self.grants) for _ in told["claim"]]
         return [b"ok", b"1", granted, [[]] if told["full"] else None, []]
 
+    def cordoned(self, key: str) -> set[str]:
+        return set()
+
     def rates(self, keys: Sequence[str], message: str) -> Sequence[Any]:
         return [[]]
 
