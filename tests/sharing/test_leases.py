@@ -83,7 +83,7 @@ def test_whoever_is_refused_sees_why_and_waits(join: Join) -> None:
 
 
 def test_whoever_is_refused_takes_another_node_that_has_room(join: Join) -> None:
-    one, other = join(), join("a", "b")
+    one, other = join("a", "b"), join("a", "b")
     asked = request(node_id="a")
     lease = other.chosen(asked)
     for _ in range(2):
@@ -173,7 +173,7 @@ def test_own_leases_are_not_taken_for_others(join: Join) -> None:
 
 
 def test_a_node_that_is_added_later_is_shared_too(join: Join) -> None:
-    one, other = join("a"), join()
+    one, other = join("a"), join("a", "b")
     assert other.take(request(node_id="b", strict_pin=True))
 
     one.sharing.add_nodes([node("b")])
@@ -532,7 +532,7 @@ def test_a_node_is_cordoned_for_all_who_share(join: Join, server: RedisServer) -
         for is_cordoned, ids in ((True, ["a"]), (False, [])):
             store.cordon(CORDONS_KEY, name_of(node("a")), cordoned=is_cordoned)
             for member in (one, other):
-                member.clock.advance(sharing.CORDONS_SECONDS)
+                member.clock.now += sharing.CORDONS_SECONDS
                 member.beat()
                 assert cordoned(member) == ids
     finally:
@@ -544,7 +544,7 @@ def test_a_cordon_holds_while_redis_is_away(join: Join, server: RedisServer) -> 
     store = RedisStore(server.url)
     store.cordon(CORDONS_KEY, name_of(node("a")), cordoned=True)
     store.close()
-    one.clock.advance(sharing.CORDONS_SECONDS)
+    one.clock.now += sharing.CORDONS_SECONDS
     one.beat()
     server.kill()
     one.beat()
