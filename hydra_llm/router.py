@@ -545,6 +545,15 @@ class Router:
         """Requests that wait in the router for a free slot."""
         return self._cluster.waiting
 
+    @property
+    def is_in_panic(self) -> bool:
+        """
+        Whether nodes are used although they fail, because more than half of all would be out.
+
+        Only what is inferred from failing requests counts: a node that is down is down.
+        """
+        return self._cluster.is_in_panic
+
     def cordon(self, node_id: str, *, for_all: bool = False) -> None:
         """
         Send no new requests to a node; those under way go on.
