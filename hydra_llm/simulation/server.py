@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import select
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -15,12 +17,18 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import h11
 
+from hydra_llm.simulation.tls import Tls
 from hydra_llm.simulation.wire import Reply
 
 __all__ = ["Connection", "Handler", "LoopThread", "Listener"]
 
 _T = TypeVar("_T")
 _CLOSING_S = 5.0
+_UNREAD_BYTES = 65536
+"""What may wait for a client before it counts as one that does not read."""
+_MAX_FILLERS = 512
+_FILLED_S = 0.02
+"""A connection that is not made in this time, on loopback, never will be."""
 _LAST_TURNS = 5
 """Turns of the loop from accepting a connection to having lost it."""
 
@@ -91,6 +99,7 @@ class Handler(Protocol):
     """Whom a connection tells what comes in."""
 
     is_frozen: bool
+    tls: ssl.SSLContext | None
 
     def request(self, connection: Connection, request: h11.Request, body: bytes) -> None:
         """Take a whole request."""
@@ -119,6 +128,8 @@ class Connection(asyncio.Protocol):
         self._held = bytearray()
         self._request: h11.Request | None = None
         self._body = bytearray()
+        self._tls: Tls | None = None
+        self._drops = _Drops(self)
 
     # ------------------------------------------------------------------ from asyncio
 
@@ -131,6 +142,8 @@ class Connection(asyncio.Protocol):
             # As Go does. asyncio leaves it out for a listener made without a protocol number,
             # and every second write would wait 40 ms for the client's delayed ACK.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._handler.tls is not None:
+            self._tls = Tls(self._handler.tls)
         self._handler.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -138,12 +151,22 @@ class Connection(asyncio.Protocol):
         if self._handler.is_frozen:
             self._held += data
             return
-        self._http.receive_data(data)
-        self._read()
+        if self._tls is not None:
+            try:
+                data = self._tls.decrypt(data)
+            except ssl.SSLError:
+                self._put(self._tls.pending())  # an alert
+                self._close()
+                return
+            self._put(self._tls.pending())
+        if data:
+            self._http.receive_data(data)
+            self._read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._transport = None
+        self._drops.stop()
         self._handler.left(self)
 
     def thaw(self) -> None:
@@ -179,6 +202,7 @@ class Connection(asyncio.Protocol):
             headers.append(("Content-Length", str(length)))
         reason = _REASONS.get(status, "")
         self._write(h11.Response(status_code=status, headers=headers, reason=reason.encode()))
+        self._drops.head_is_out()
 
     def chunk(self, data: bytes) -> None:
         """Send one chunk."""
@@ -190,11 +214,23 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is h11.MUST_CLOSE:
-            self._transport.close()
+            self._close()
             return
+        self._drops.last_is_out()
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
             self._read()
+
+    def drip(self, pause_s: float, *, spare_head: bool) -> None:
+        """Send the rest of this answer byte by byte, with a pause before each."""
+        is_head_out = self._http.our_state is h11.SEND_BODY
+        self._drops.start(pause_s, wait_for_head=spare_head and not is_head_out)
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether the client does not read what it is sent."""
+        transport = self._transport
+        return transport is not None and transport.get_write_buffer_size() > _UNREAD_BYTES
 
     def drop(self) -> None:
         """Close as a killed process does: no ending, whatever was under way."""
@@ -221,7 +257,7 @@ class Connection(asyncio.Protocol):
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError:
-                self._transport.close()
+                self._close()
                 return
             if isinstance(event, h11.Request):
                 self._request, self._body = event, bytearray()
@@ -243,7 +279,100 @@ class Connection(asyncio.Protocol):
             return
         data = self._http.send(event)
         if data:
+            self._put(data if self._tls is None else self._tls.encrypt(data))
+
+    def _put(self, data: bytes) -> None:
+        if not self._drops.take(data):
+            self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Put bytes on the wire as they are."""
+        if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def _close(self) -> None:
+        """Close in order, once everything has been sent."""
+        if self._drops.close_after():
+            return
+        self.close()
+
+    def close(self) -> None:
+        """Close in order."""
+        if self._tls is not None:
+            self.write(self._tls.farewell())
+        if self._transport is not None:
+            self._transport.close()
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the node stands still."""
+        return self._handler.is_frozen
+
+
+class _Drops:
+    """What of an answer is held back, to go out byte by byte."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pause_s: float | None = None
+        self._waits_for_head = False
+        self._held = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self._then: Literal["go on", "end", "close"] = "go on"
+
+    def start(self, pause_s: float, *, wait_for_head: bool) -> None:
+        """Hold back all that comes, or all after the head."""
+        self._pause_s, self._waits_for_head, self._then = pause_s, wait_for_head, "go on"
+
+    def head_is_out(self) -> None:
+        """Begin, if the head was all one waited for."""
+        self._waits_for_head = False
+
+    def last_is_out(self) -> None:
+        """Know that the answer is complete: with its last byte all is as usual again."""
+        self._then = "end"
+        self._settle()
+
+    def close_after(self) -> bool:
+        """Close the connection with the last byte; say whether there is one to wait for."""
+        self._then = "close"
+        return bool(self._held)
+
+    def take(self, data: bytes) -> bool:
+        """Hold bytes back, if that is what is to be done."""
+        if self._pause_s is None or self._waits_for_head:
+            return False
+        self._held += data
+        if self._timer is None and self._held:
+            self._set_timer(self._pause_s)
+        return True
+
+    def stop(self) -> None:
+        """Forget all about it: there is nobody left."""
+        self._pause_s = None
+        self._held.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self, pause_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self._drop)
+
+    def _drop(self) -> None:
+        self._timer = None
+        if self._held and not self._connection.is_frozen:
+            self._connection.write(bytes(self._held[:1]))
+            del self._held[:1]
+        self._settle()
+        if self._pause_s is not None and self._held:
+            self._set_timer(self._pause_s)
+
+    def _settle(self) -> None:
+        if self._held or self._then == "go on":
+            return
+        self._pause_s = None
+        if self._then == "close":
+            self._connection.close()
 
 
 class Listener:
@@ -253,7 +382,14 @@ class Listener:
     ::
 
         refusing ──listen──▶ listening ──refuse──▶ refusing
+            │                  │  ▲
+            │               silence listen
+            │                  ▼  │
+            ├──────silence──▶ silent ──refuse──▶ refusing
             └────────close───────┴──▶ closed
+
+    A silent port does not answer whoever wants to connect: its queue of connections nobody
+    accepts is kept full, by connections of our own.
 
     To listen takes a turn of the loop, and is never broken off in the middle: the loop would go
     on watching a socket that is closed, and take the next one of that number for it.
@@ -264,8 +400,9 @@ class Listener:
         self._socket = self._bind(port)
         self.port = int(self._socket.getsockname()[1])
         self._server: asyncio.Server | None = None
-        self._wanted: Literal["listening", "refusing", "closed"] = "refusing"
+        self._wanted: Literal["listening", "refusing", "silent", "closed"] = "refusing"
         self._is_starting = False
+        self._fillers: list[socket.socket] = []
 
     def listen(self, thread: Runs, make: Callable[[], Connection]) -> None:
         """Let clients in: now, or from the loop's own thread in a moment."""
@@ -276,6 +413,7 @@ class Listener:
         if self._is_starting or self._server is not None or self._wanted != "listening":
             return
         self._is_starting = True
+        self._empty()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(make, sock=self._socket)
         self._is_starting = False
@@ -285,6 +423,23 @@ class Listener:
         """Let nobody in: bound but not listening, so that the port is not lost."""
         self._wanted = "refusing"
         self._settle()
+
+    def silence(self) -> None:
+        """
+        Let nobody in and say nothing: who wants to connect runs into a timeout.
+
+        Raises:
+            NotImplementedError: where a full queue refuses connections, as on Windows.
+        """
+        if sys.platform == "win32":
+            raise NotImplementedError("Windows refuses what does not fit a port's queue")
+        self._wanted = "silent"
+        self._settle()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it lets nobody in and says nothing."""
+        return self._wanted == "silent"
 
     def close(self) -> None:
         """Give the port back."""
@@ -296,11 +451,39 @@ class Listener:
             return
         if self._server is not None:
             server, self._server = self._server, None
+            # A second descriptor keeps the port listening, without a moment of refusal.
+            kept = self._socket.dup() if self._wanted == "silent" else None
             self._stop(server)
-            if self._wanted == "refusing":
+            if kept is not None:
+                self._socket = kept
+            elif self._wanted == "refusing":
                 self._socket = self._bind(self.port)
-        if self._wanted == "closed":
+        elif self._fillers and self._wanted == "refusing":
             self._socket.close()
+            self._socket = self._bind(self.port)
+        self._empty()
+        if self._wanted == "silent":
+            self._fill()
+        elif self._wanted == "closed":
+            self._socket.close()
+
+    def _fill(self) -> None:
+        """Fill the queue, which Linux and macOS then drop requests to connect for."""
+        self._socket.listen(0)
+        to = self._socket.getsockname()
+        while len(self._fillers) < _MAX_FILLERS:
+            filler = socket.socket(self._socket.family, socket.SOCK_STREAM)
+            filler.setblocking(False)
+            self._fillers.append(filler)
+            filler.connect_ex(to)
+            if not select.select([], [filler], [], _FILLED_S)[1]:
+                return
+        raise NotImplementedError("the queue of a port has no end on this system")
+
+    def _empty(self) -> None:
+        for filler in self._fillers:
+            filler.close()
+        self._fillers.clear()
 
     def _stop(self, server: asyncio.Server) -> None:
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -301,6 +302,7 @@ async def test_a_port_closed_while_it_begins_to_listen_is_closed_after_it() -> N
 
 class NodeStub:
     is_frozen = False
+    tls: ssl.SSLContext | None = None
 
     def request(self, connection: Connection, request: h11.Request, body: bytes) -> None: ...
     def left(self, connection: Connection) -> None: ...
