@@ -17,7 +17,7 @@ from hydra_llm.simulation import anthropic, listings, openai, responses
 from hydra_llm.simulation import asked as asking
 from hydra_llm.simulation.answers import Question, answer
 from hydra_llm.simulation.asked import Asked
-from hydra_llm.simulation.catalog import Behaviour, ModelName, SimulatedModel
+from hydra_llm.simulation.catalog import ModelName, SimulatedModel
 from hydra_llm.simulation.embed import Embedding, texts_of
 from hydra_llm.simulation.exchange import (
     ChatExchange,
@@ -85,8 +85,8 @@ class Arranged:
 
     watch: bool = False
     """Make every token an event, also of an answer that is not streamed."""
-    behaviour: Behaviour | None = None
-    """Of the model, instead of its own."""
+    repeats: str | None = None
+    """What the model says again and again, instead of an answer."""
     load: LoadTrouble = field(default_factory=LoadTrouble)
     """What goes wrong with its load."""
 
@@ -512,8 +512,10 @@ class OllamaApi:
 
     def _speaker(self, name: str) -> SimulatedModel:
         """Give the model that is to say something, as it was arranged to speak."""
-        model, behaviour = self._find(name), self._arranged.behaviour
-        return model if behaviour is None else replace(model, behaviour=behaviour)
+        model, text = self._find(name), self._arranged.repeats
+        if text is None:
+            return model
+        return replace(model, behaviour=replace(model.behaviour, kind="loop", tokens=(text,)))
 
     def _by_date(self) -> list[SimulatedModel]:
         return sorted(self.models.values(), key=lambda model: model.modified_at, reverse=True)

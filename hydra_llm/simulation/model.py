@@ -369,12 +369,12 @@ class OllamaServer:
         if not node.is_modern:
             reserve = reserve_of(need, layers=model.block_count)
             free = tuple(max(0, one - reserve) for one in free)
-        layers = model.block_count
-        room = place(need, free=free, layers=layers, num_gpu=options.num_gpu)
+        num_gpu, layers = options.num_gpu, model.block_count
+        room = place(need, free=free, layers=layers, num_gpu=num_gpu)
         if gpu_share < 1.0:
-            most = int(gpu_share * room.gpu_share * (layers + 1))
-            room = place(need, free=free, layers=layers, num_gpu=most)
-        if self._runners and options.num_gpu != 0 and not self._fits_beside(need, free, room):
+            num_gpu = int(gpu_share * room.gpu_share * (layers + 1))
+            room = place(need, free=free, layers=layers, num_gpu=num_gpu)
+        if self._runners and num_gpu != 0 and not self._fits_beside(need, free, room):
             return None
         return need, room, num_ctx
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hydra_llm.simulation.calls import RequestRecord
 from hydra_llm.simulation.catalog import GB, SimulatedModel, known_models
 from hydra_llm.simulation.faults import Fault, PsFault, SlowFault
+from hydra_llm.simulation.listener import Listener
 from hydra_llm.simulation.records import Eviction, Job, LoadedRunner, LoadRecord, Options
-from hydra_llm.simulation.server import Connection, Listener, LoopThread
+from hydra_llm.simulation.server import Connection, LoopThread
 from hydra_llm.simulation.serving import NodeServing
 from hydra_llm.simulation.settings import Gpu, NodeSettings
 
@@ -265,10 +266,13 @@ class SimulatedNode:
 
         def change() -> None:
             self._serving.tls = context
-            for connection in list(self._serving.connections):
-                connection.drop()
+            self._serving.hang_up()
 
         self._do(change)
+
+    def hang_up(self) -> None:
+        """Break every connection; the node is up, and what is loaded stays."""
+        self._do(self._serving.hang_up)
 
     # ------------------------------------------------------------------ models
 
@@ -364,16 +368,16 @@ class SimulatedNode:
         self._do(arm)
 
     def clear_faults(self) -> None:
-        """Be well again; requests already struck stay struck."""
+        """Be well again, and up after `flap`; requests already struck stay struck."""
 
-        def clear() -> None:
+        def clear() -> bool:
             self._serving.faults.clear()
-            if self._end_flapping():
-                self.revive()
             with self._serving.moment() as now:
                 self._serving.api.server.slow_down(1.0, now)
+            return self._end_flapping()
 
-        self._do(clear)
+        if self._do(clear):
+            self.revive()
 
     # ------------------------------------------------------------------ what is so
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import select
 import socket
 import ssl
 import struct
@@ -13,22 +12,20 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import h11
 
+from hydra_llm.simulation.dripping import Drops
 from hydra_llm.simulation.tls import Tls
 from hydra_llm.simulation.wire import Reply
 
-__all__ = ["Connection", "Handler", "LoopThread", "Listener"]
+__all__ = ["Connection", "Handler", "LoopThread"]
 
 _T = TypeVar("_T")
 _CLOSING_S = 5.0
 _UNREAD_BYTES = 65536
 """What may wait for a client before it counts as one that does not read."""
-_MAX_FILLERS = 512
-_FILLED_S = 0.02
-"""A connection that is not made in this time, on loopback, never will be."""
 _LAST_TURNS = 5
 """Turns of the loop from accepting a connection to having lost it."""
 
@@ -88,13 +85,6 @@ class LoopThread:
             self._thread.join(_CLOSING_S)
 
 
-class Runs(Protocol):
-    """What a coroutine can be given to, as a `LoopThread` is."""
-
-    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run it, now or soon."""
-
-
 class Handler(Protocol):
     """Whom a connection tells what comes in."""
 
@@ -129,7 +119,7 @@ class Connection(asyncio.Protocol):
         self._request: h11.Request | None = None
         self._body = bytearray()
         self._tls: Tls | None = None
-        self._drops = _Drops(self)
+        self._drops = Drops(self)
 
     # ------------------------------------------------------------------ from asyncio
 
@@ -307,215 +297,6 @@ class Connection(asyncio.Protocol):
     def is_frozen(self) -> bool:
         """Whether the node stands still."""
         return self._handler.is_frozen
-
-
-class _Drops:
-    """What of an answer is held back, to go out byte by byte."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._pause_s: float | None = None
-        self._waits_for_head = False
-        self._held = bytearray()
-        self._timer: asyncio.TimerHandle | None = None
-        self._then: Literal["go on", "end", "close"] = "go on"
-
-    def start(self, pause_s: float, *, wait_for_head: bool) -> None:
-        """Hold back all that comes, or all after the head."""
-        self._pause_s, self._waits_for_head, self._then = pause_s, wait_for_head, "go on"
-
-    def head_is_out(self) -> None:
-        """Begin, if the head was all one waited for."""
-        self._waits_for_head = False
-
-    def last_is_out(self) -> None:
-        """Know that the answer is complete: with its last byte all is as usual again."""
-        self._then = "end"
-        self._settle()
-
-    def close_after(self) -> bool:
-        """Close the connection with the last byte; say whether there is one to wait for."""
-        self._then = "close"
-        return bool(self._held)
-
-    def take(self, data: bytes) -> bool:
-        """Hold bytes back, if that is what is to be done."""
-        if self._pause_s is None or self._waits_for_head:
-            return False
-        self._held += data
-        if self._timer is None and self._held:
-            self._set_timer(self._pause_s)
-        return True
-
-    def stop(self) -> None:
-        """Forget all about it: there is nobody left."""
-        self._pause_s = None
-        self._held.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _set_timer(self, pause_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(pause_s, self._drop)
-
-    def _drop(self) -> None:
-        self._timer = None
-        if self._held and not self._connection.is_frozen:
-            self._connection.write(bytes(self._held[:1]))
-            del self._held[:1]
-        self._settle()
-        if self._pause_s is not None and self._held:
-            self._set_timer(self._pause_s)
-
-    def _settle(self) -> None:
-        if self._held or self._then == "go on":
-            return
-        self._pause_s = None
-        if self._then == "close":
-            self._connection.close()
-
-
-class Listener:
-    """
-    A port that can be closed to clients and yet stay ours.
-
-    ::
-
-        refusing ──listen──▶ listening ──refuse──▶ refusing
-            │                  │  ▲
-            │               silence listen
-            │                  ▼  │
-            ├──────silence──▶ silent ──refuse──▶ refusing
-            └────────close───────┴──▶ closed
-
-    A silent port does not answer whoever wants to connect: its queue of connections nobody
-    accepts is kept full, by connections of our own.
-
-    To listen takes a turn of the loop, and is never broken off in the middle: the loop would go
-    on watching a socket that is closed, and take the next one of that number for it.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self._host = host
-        self._socket = self._bind(port)
-        self.port = int(self._socket.getsockname()[1])
-        self._server: asyncio.Server | None = None
-        self._wanted: Literal["listening", "refusing", "silent", "closed"] = "refusing"
-        self._is_starting = False
-        self._fillers: list[socket.socket] = []
-
-    def listen(self, thread: Runs, make: Callable[[], Connection]) -> None:
-        """Let clients in: now, or from the loop's own thread in a moment."""
-        self._wanted = "listening"
-        thread.run(self._start(make))
-
-    async def _start(self, make: Callable[[], Connection]) -> None:
-        if self._is_starting or self._server is not None or self._wanted != "listening":
-            return
-        self._is_starting = True
-        self._empty()
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(make, sock=self._socket)
-        self._is_starting = False
-        self._settle()
-
-    def refuse(self) -> None:
-        """Let nobody in: bound but not listening, so that the port is not lost."""
-        self._wanted = "refusing"
-        self._settle()
-
-    def silence(self) -> None:
-        """
-        Let nobody in and say nothing: who wants to connect runs into a timeout.
-
-        Raises:
-            NotImplementedError: where a full queue refuses connections, as on Windows.
-        """
-        if sys.platform == "win32":
-            raise NotImplementedError("Windows refuses what does not fit a port's queue")
-        self._wanted = "silent"
-        self._settle()
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether it lets nobody in and says nothing."""
-        return self._wanted == "silent"
-
-    def close(self) -> None:
-        """Give the port back."""
-        self._wanted = "closed"
-        self._settle()
-
-    def _settle(self) -> None:
-        if self._is_starting or self._wanted == "listening":
-            return
-        if self._server is not None:
-            server, self._server = self._server, None
-            # A second descriptor keeps the port listening, without a moment of refusal.
-            kept = self._socket.dup() if self._wanted == "silent" else None
-            self._stop(server)
-            if kept is not None:
-                self._socket = kept
-            elif self._wanted == "refusing":
-                self._socket = self._bind(self.port)
-        elif self._fillers and self._wanted == "refusing":
-            self._socket.close()
-            self._socket = self._bind(self.port)
-        self._empty()
-        if self._wanted == "silent":
-            self._fill()
-        elif self._wanted == "closed":
-            self._socket.close()
-
-    def _fill(self) -> None:
-        """Fill the queue, which Linux and macOS then drop requests to connect for."""
-        self._socket.listen(0)
-        to = self._socket.getsockname()
-        while len(self._fillers) < _MAX_FILLERS:
-            filler = socket.socket(self._socket.family, socket.SOCK_STREAM)
-            filler.setblocking(False)
-            self._fillers.append(filler)
-            filler.connect_ex(to)
-            if not select.select([], [filler], [], _FILLED_S)[1]:
-                return
-        raise NotImplementedError("the queue of a port has no end on this system")
-
-    def _empty(self) -> None:
-        for filler in self._fillers:
-            filler.close()
-        self._fillers.clear()
-
-    def _stop(self, server: asyncio.Server) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            loop.remove_reader(self._socket)
-        except NotImplementedError:  # Windows' loop accepts in another way
-            server.close()
-            self._socket.close()
-            return
-        self._socket.close()
-        # A connection accepted in this very turn joins the server in the next one, and would
-        # never be closed if the server were gone by then.
-        loop.call_soon(loop.call_soon, self._dismiss, server)
-
-    @staticmethod
-    def _dismiss(server: asyncio.Server) -> None:
-        # It wants to stop watching its socket, which is closed already.
-        with contextlib.suppress(ValueError):
-            server.close()
-
-    def _bind(self, port: int) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        if sys.platform != "win32":
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            bound.bind((self._host, port))
-        except OSError:
-            bound.close()
-            raise
-        bound.setblocking(False)
-        return bound
 
 
 _REASONS = {

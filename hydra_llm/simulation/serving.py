@@ -129,6 +129,14 @@ class NodeServing:
         self._past_peak = self.peak_vram_bytes
         self.api = self._new_api()
 
+    def hang_up(self) -> None:
+        """Break every connection; the requests on them are over."""
+        with self.moment():
+            for call in list(self._calls.values()):
+                self._forget(call, "cut")
+        for connection in self.connections:
+            connection.drop()
+
     def freeze(self) -> None:
         """Stand still."""
         if not self.is_frozen:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from hydra_llm.simulation.api import Arranged
 from hydra_llm.simulation.calls import RequestRecord
-from hydra_llm.simulation.catalog import Behaviour
 from hydra_llm.simulation.exchange import Exchange
 from hydra_llm.simulation.faults import (
     CutFault,
@@ -111,7 +110,7 @@ def arranged(faults: Sequence[Fault]) -> Arranged:
     made = Arranged(watch=any(token_at(fault) is not None for fault in faults))
     for fault in faults:
         if isinstance(fault, LoopFault):
-            made = replace(made, behaviour=Behaviour("loop", (fault.text,)))
+            made = replace(made, repeats=fault.text)
         elif isinstance(fault, LoadFault):
             made = replace(made, load=replace(made.load, fails=True, text=fault.text))
         elif isinstance(fault, OffloadFault):
@@ -151,9 +150,9 @@ def endless(exchange: Exchange, *, in_one_line: bool) -> Iterator[bytes]:
     """Give chunks of an answer for ever: its tokens again and again, or a text in one line."""
     if exchange.stream and not in_one_line:
         tokens = range(exchange.ticket.job.answer_tokens)
-        while True:
-            # Some show nothing: an end-of-turn token, a tag.
-            yield from filter(None, map(exchange.token, tokens))
+        # Some show nothing: an end-of-turn token, a tag.
+        while shown := [chunk for chunk in map(exchange.token, tokens) if chunk]:
+            yield from shown
     yield b'data: {"filler":"' if exchange.content_type == EVENTS else b'{"filler":"'
     while True:
         yield b"x" * 4096

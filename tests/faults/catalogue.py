@@ -128,6 +128,27 @@ def _name_of(node: SimulatedNode) -> str:
 
 
 NAMES = HostNames()
+NOBODYS_ADDRESS = "127.0.0.2"
+"""Of this machine, but no node listens there: the port is refused."""
+
+
+def _url_by_name(node: SimulatedNode) -> str:
+    return f"http://{_name_of(node)}:{node.port}"
+
+
+def _lose_name(node: SimulatedNode) -> None:
+    NAMES.lose(_name_of(node))
+    # Names are looked up for new connections only.
+    node.hang_up()
+
+
+def _move_name(node: SimulatedNode) -> None:
+    NAMES.point(_name_of(node), NOBODYS_ADDRESS)
+    node.hang_up()
+
+
+def _find_name(node: SimulatedNode) -> None:
+    NAMES.point(_name_of(node), node.host)
 
 
 @contextmanager
@@ -209,11 +230,19 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         name="DNS: no such name",
-        ill=lambda node: NAMES.lose(_name_of(node)),
-        well=lambda node: NAMES.point(_name_of(node), node.host),
+        ill=_lose_name,
+        well=_find_name,
         strikes="connecting",
         around=_named,
-        url=lambda node: f"http://{_name_of(node)}:{node.port}",
+        url=_url_by_name,
+    ),
+    Case(
+        name="DNS: the name has moved",
+        ill=_move_name,
+        well=_find_name,
+        strikes="connecting",
+        around=_named,
+        url=_url_by_name,
     ),
     _over_tls("TLS: certificate of a stranger", lambda node: node.speak_tls(_tls(STRANGER))),
     _over_tls("TLS: plain HTTP on the port", lambda node: node.speak_tls(None)),

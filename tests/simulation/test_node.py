@@ -15,7 +15,8 @@ import h11
 import httpx
 import pytest
 
-from hydra_llm.simulation.server import Connection, Listener, LoopThread
+from hydra_llm.simulation.listener import Listener
+from hydra_llm.simulation.server import Connection, LoopThread
 from hydra_llm.testing import (
     CutFault,
     ErrorBodyFault,
