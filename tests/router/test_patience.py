@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -18,6 +19,7 @@ from hydra_llm.testing import (
     EndlessFault,
     Fault,
     SimulatedCluster,
+    SlowFault,
     SlowLorisFault,
     StallFault,
 )
@@ -118,6 +120,23 @@ async def test_an_answer_that_never_ends_is_another_nodes(
     [answer] = [part async for part in ask(router, stream=False)]
 
     assert [a.outcome for a in answer.routing_decision.attempts] == ["protocol", "ok"]
+
+
+@DOORS
+async def test_a_stream_that_is_slow_but_steady_is_waited_for(
+    ask: Ask, router: Router, cluster: SimulatedCluster
+) -> None:
+    cluster["a"].inject(SlowFault(factor=2000.0))
+    began = time.monotonic()
+    count = 0
+    async with aclosing(ask(router, stream=True)) as parts:
+        async for _ in parts:
+            count += 1
+            if time.monotonic() - began > 3 * LIMIT:
+                break
+
+    assert count > 3
+    assert time.monotonic() - began > 2 * LIMIT
 
 
 def test_time_that_the_reader_takes_is_not_the_nodes(
