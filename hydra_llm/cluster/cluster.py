@@ -245,8 +245,7 @@ class Cluster:
         with self._books() as now:
             if not request.tried:
                 self._count_arrival(request, now)
-            is_free = not len(self._line) and not self._waits_nearby()
-            if is_free and not self._lets_others_go_first(request, now, now):
+            if not len(self._line) and not self._lets_others_go_first(request, now, now):
                 lease = self._try_lease(request, now, 0)
                 if lease is not None:
                     return lease

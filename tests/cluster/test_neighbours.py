@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import random
+from dataclasses import replace
+from typing import Any
 
-from hydra_llm.cluster import Lease, Waiter
-from hydra_llm.types import Usage
-from tests.cluster.ledgers import Clock, granted, ledger, node, seen, snapshot_of
+from hydra_llm.cluster import Waiter
+from hydra_llm.scheduling import Scheduler
+from hydra_llm.types import InferenceRequest, Placement, Usage
+from tests.cluster.ledgers import Clock, granted, ledger, node, placing, seen, snapshot_of
 from tests.helpers import BIG, LLAMA, request
 
 WARM = seen("a", warm=(LLAMA,))
@@ -41,21 +45,29 @@ def test_whoever_is_more_urgent_is_served_first_wherever_the_place_became_free()
     assert patient.state == "granted"
 
 
-def test_who_comes_new_does_not_overtake_who_waits_elsewhere() -> None:
+def test_one_who_was_passed_over_is_looked_at_again_after_a_grant_elsewhere() -> None:
     clock = Clock()
-    one, other = ledger(WARM, clock=clock), ledger(WARM, clock=clock)
-    held = [granted(one, request()), granted(one, request())]
-    waiting = other.acquire(request(priority=10))
-    assert isinstance(waiting, Lease)  # it has more headroom
-    patient = other.acquire(request())
-    clock.now += 1.0
-    late = one.acquire(request())
-    one.release(held[0])
-    one.release(held[1])
+    choose = placing(Scheduler(), random.Random(0))
+    is_closed = [True]
 
+    def gated(asked: InferenceRequest, nodes: Any, *more: Any) -> Placement:
+        """The urgent one has room once the patient one has got a place."""
+        placement = choose(asked, nodes, *more)
+        others = any(running.priority == 5 for node in nodes for running in node.running)
+        has_room = not is_closed[0] if asked.priority == 5 else others
+        return replace(placement, has_room=has_room)
+
+    one = ledger(WARM, clock=clock, choose=gated)
+    other = ledger(WARM, clock=clock, choose=gated)
+    urgent = one.acquire(request(priority=6))
+    patient = other.acquire(request(priority=5))
+    assert isinstance(urgent, Waiter)
     assert isinstance(patient, Waiter)
-    assert isinstance(late, Waiter)
-    assert (patient.state, late.state) == ("granted", "waiting")
+    assert (urgent.state, patient.state) == ("waiting", "waiting")
+
+    is_closed[0] = False
+    one.tick()
+    assert (urgent.state, patient.state) == ("granted", "granted")
 
 
 def test_one_that_is_gone_counts_no_longer() -> None:
