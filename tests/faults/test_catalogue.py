@@ -35,7 +35,8 @@ def test_all_that_was_asked_for_is_there() -> None:
 
 @pytest.fixture
 def node() -> Iterator[SimulatedNode]:
-    with SimulatedNode("a", speed=500.0, models=(MODEL, "qwen3:8b")) as node:
+    # Five minutes would be over in half a second here.
+    with SimulatedNode("a", speed=500.0, models=(MODEL, "qwen3:8b"), keep_alive_s=1e6) as node:
         yield node
 
 
