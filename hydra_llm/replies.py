@@ -13,7 +13,13 @@ import httpx
 
 from hydra_llm.dispatch import Dispatch, encode, outgoing_request
 from hydra_llm.exceptions import AllNodesFailedError, NodeError, NodeProtocolError
-from hydra_llm.ollama.answers import AnswerReader, error_text, is_answer, read_whole
+from hydra_llm.ollama.answers import (
+    MAX_LINE_BYTES,
+    AnswerReader,
+    error_text,
+    is_answer,
+    read_whole,
+)
 from hydra_llm.ollama.calls import Call, Route
 from hydra_llm.ollama.continuation import (
     NotContinued,
@@ -74,7 +80,9 @@ def check_part(dispatch: Dispatch, reader: AnswerReader, *, ended: bool) -> None
     """Raise if what the reader has seen so far is no good answer."""
     node = dispatch.node
     if reader.is_too_long:
-        raise too_long(node, len(reader.rest))
+        raise too_long_line(node)
+    if reader.is_no_json:
+        raise no_json(node)
     if reader.error is not None:
         error = error_of_answer(node, dispatch.call.model, -1, reader.error, {})
         raise error or _unclear(node)
@@ -130,6 +138,22 @@ def too_long(node: Node, limit: int) -> NodeProtocolError:
     )
 
 
+def too_long_line(node: Node) -> NodeProtocolError:
+    """Make the error for a stream without lines, or of lines that say nothing."""
+    return NodeProtocolError(
+        f"{node.id} sent {MAX_LINE_BYTES} bytes of a stream without a part of an answer",
+        node_id=node.id,
+        node_url=node.url,
+    )
+
+
+def no_json(node: Node) -> NodeProtocolError:
+    """Make the error for an answer that nobody can read."""
+    return NodeProtocolError(
+        f"{node.id} answered with something that is no JSON", node_id=node.id, node_url=node.url
+    )
+
+
 def answer_to_refusal(dispatch: Dispatch, response: httpx.Response, body: bytes) -> httpx.Response:
     """A status other than 200: the node's fault raises, the caller's is handed back."""
     node, status = dispatch.node, response.status_code
@@ -146,9 +170,7 @@ def whole_answer(dispatch: Dispatch, response: httpx.Response, data: bytes) -> h
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
-        raise NodeProtocolError(
-            f"{node.id} answered with something that is no JSON", node_id=node.id, node_url=node.url
-        ) from None
+        raise no_json(node) from None
     if not isinstance(document, dict):
         raise _unclear(node)
     if document.get("error"):

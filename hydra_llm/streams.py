@@ -58,7 +58,7 @@ class _Reading:
             self._received += len(data)
             if self._received > self._limit:
                 raise too_long(self._dispatch.node, self._limit)
-        if data is None or reader.error is not None or reader.is_too_long:
+        if data is None or reader.is_bad:
             check_part(self._dispatch, reader, ended=data is None)
         if reader.parts > before:
             self._patience.begin(self._patience)
@@ -72,7 +72,7 @@ class _Reading:
             return True
         reader.feed(data)
         self._held.append(data)
-        if not reader.parts:
+        if not (reader.parts or reader.is_bad):
             return False
         check_opening(self._dispatch, reader, ended=False)
         return True
