@@ -19,6 +19,9 @@ MOST_NANOSECONDS = 10**17
 
 MOST_TOKENS = 10**9
 
+MOST_BETWEEN_BYTES = 256 * 1024
+"""Comments and empty lines between two parts; a proxy sends some to keep a stream alive."""
+
 _MORE_TO_COME = b'"done":false}'
 """How all native parts but the last end: the outermost object's last field."""
 
@@ -42,8 +45,8 @@ class AnswerReader:
         is_complete: the end mark has been seen.
         error: text of an error inside the answer.
         usage: what the last part said of tokens and times.
-        is_too_long: a line, or what stands between two parts, had more than
-            :data:`MAX_LINE_BYTES`; no more is read.
+        is_too_long: a line had more than :data:`MAX_LINE_BYTES`, or what stands between two
+            parts more than :data:`MOST_BETWEEN_BYTES`; no more is read.
         is_no_json: a line cannot be one of Ollama's; no more is read.
     """
 
@@ -117,7 +120,7 @@ class AnswerReader:
         elif line and line != b"\r":
             self._native(line)
         self._between = 0 if self.parts > before else self._between + len(line) + 1
-        self.is_too_long = self._between > MAX_LINE_BYTES
+        self.is_too_long = self._between > MOST_BETWEEN_BYTES
 
     def _native(self, line: bytes) -> None:
         if not line.startswith(b"{"):

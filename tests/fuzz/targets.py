@@ -13,12 +13,14 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from contextlib import ExitStack
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
 import h11
 import httpx
@@ -28,7 +30,7 @@ from hydra_llm.cluster.exchange import Exchange, Seen
 from hydra_llm.cluster.rates import rates_in
 from hydra_llm.cluster.rates_file import LEAST, MOST
 from hydra_llm.discovery.answers import MOST_MODELS, NAME_LENGTH, Place, ask_loaded, ask_server
-from hydra_llm.discovery.calling import Caller, NoAnswerError, Reply, _exchange
+from hydra_llm.discovery.calling import Caller, Reply, _exchange
 from hydra_llm.discovery.mdns import MOST_ADDRESSES, SERVICE, understood
 from hydra_llm.dispatch import Dispatch
 from hydra_llm.exceptions import NodeError, StreamBrokenError
@@ -97,16 +99,16 @@ def stream(random: Random) -> None:
     edges = [0, *cuts, len(body)]
     largest = max(stop - start for start, stop in pairwise(edges))
     whole, cut = AnswerReader(framing), AnswerReader(framing)
-    most, answers.MAX_LINE_BYTES = answers.MAX_LINE_BYTES, random.choice((2000, 1 << 23))
-    try:
+    limits = {"MAX_LINE_BYTES": (2000, 1 << 23), "MOST_BETWEEN_BYTES": (100, 1 << 20)}
+    with ExitStack() as stack:
+        for name, sizes in limits.items():
+            stack.enter_context(patch.object(answers, name, random.choice(sizes)))
         whole.feed(body)
         for start, stop in pairwise(edges):
             cut.feed(body[start:stop])
             assert len(cut.rest) <= answers.MAX_LINE_BYTES + largest
         whole.end()
         cut.end()
-    finally:
-        answers.MAX_LINE_BYTES = most
 
     def facts(reader: AnswerReader) -> tuple[Any, ...]:
         return (
@@ -227,8 +229,7 @@ def page(random: Random) -> None:
     assert is_plain((reading.devices, reading.host, reading.reasons))
     for device in reading.devices:
         assert (device.key + device.name + device.vendor).isprintable()
-    about = {"devices": reading.devices, "host": reading.host}
-    _schedules([seen("a", **about)], LLAMA)
+    _schedules([replace(seen("a"), devices=reading.devices, host=reading.host)], LLAMA)
 
 
 def _schedules(observations: Sequence[Observation], model: str) -> None:
@@ -372,6 +373,10 @@ REPLIES = (
 )
 
 
+REMOTE_FAULTS: tuple[type[Exception], ...] = (h11.RemoteProtocolError, OSError)
+"""What :meth:`Caller.get` makes a :class:`NoAnswerError` of."""
+
+
 class _Nowhere:
     """What is said to it is lost."""
 
@@ -394,7 +399,7 @@ def http(random: Random) -> None:
 
     try:
         reply = asyncio.run(asyncio.wait_for(ask(), 20))
-    except (NoAnswerError, *REMOTE_FAULTS):
+    except REMOTE_FAULTS:
         return
     assert isinstance(reply.status, int)
     assert len(reply.body) <= 10_000
@@ -402,7 +407,7 @@ def http(random: Random) -> None:
 
 def announcement(random: Random) -> None:
     """A packet of mDNS and what an announcement says; zeroconf reads it first."""
-    from zeroconf import DNSIncoming
+    from zeroconf import DNSIncoming  # type: ignore[attr-defined]  # not in its __all__
     from zeroconf.asyncio import AsyncServiceInfo
 
     text = spoilt_bytes(random, b"\x0collama=11434"[1:])
@@ -420,9 +425,6 @@ def announcement(random: Random) -> None:
         assert 0 < len(found.addresses) <= MOST_ADDRESSES
     DNSIncoming(spoilt_bytes(random, bytes(12) + b"\x0a_hydra-llm\x04_tcp\x05local\x00", times=9))
 
-
-REMOTE_FAULTS: tuple[type[Exception], ...] = (h11.RemoteProtocolError, OSError)
-"""What :meth:`Caller.get` makes a :class:`NoAnswerError` of."""
 
 TARGETS: dict[str, Callable[[Random], None]] = {
     "stream": stream,

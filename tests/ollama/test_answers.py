@@ -355,7 +355,7 @@ def test_a_line_that_is_too_long_is_so_in_one_piece_as_well(
 def test_lines_that_say_nothing_do_not_go_on_for_ever(
     monkeypatch: pytest.MonkeyPatch, framing: Framing, nothing: bytes
 ) -> None:
-    monkeypatch.setattr(answers, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(answers, "MOST_BETWEEN_BYTES", 1000)
     part = token("a") if framing is Framing.NDJSON else b"data: {}"
 
     between = fed(framing, *[nothing * 30 + part + b"\n"] * 20, ended=False)

@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
+from hydra_llm.probes import shown as shown_module
 from hydra_llm.probes.api import MAX_BODY_BYTES
 from hydra_llm.probes.local import LocalMemory
 from hydra_llm.probes.memory import GPU_OVERHEAD_BYTES
 from hydra_llm.probes.node import NodeProbe
 from hydra_llm.probes.nvml import NvmlReader
-from hydra_llm.probes import shown as shown_module
 from hydra_llm.probes.shown import SHOW_RETRY_SECONDS, ShowCache
 from hydra_llm.types import GB, HostMemory, Node, Observation
 
