@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from hydra_llm import Node
 
@@ -45,12 +46,14 @@ class Hostile:
 
     Attributes:
         requests: path of each request.
+        heads: of each request, as it came.
         sent: bytes that were taken from it.
     """
 
     def __init__(self, says: Mapping[str, Bytes]) -> None:
         self._says = {**HEALTHY, **says}
         self.requests: list[str] = []
+        self.heads: list[bytes] = []
         self.sent = 0
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._is_closed = False
@@ -62,9 +65,9 @@ class Hostile:
         host, port = self._listening.getsockname()[:2]
         return f"http://{host}:{port}"
 
-    def node(self, node_id: str = "hostile") -> Node:
+    def node(self, node_id: str = "hostile", **about: Any) -> Node:
         """As it is configured: the fastest there could be."""
-        return Node(self.url, id=node_id, vram_gb=80, slots=8)
+        return Node(about.pop("url", self.url), id=node_id, vram_gb=80, slots=8, **about)
 
     def serve(self) -> None:
         while not self._is_closed:
@@ -87,6 +90,7 @@ class Hostile:
                 if not more:
                     return
                 data += more
+            self.heads.append(data.partition(b"\r\n\r\n")[0])
             path = data.split(b" ", 2)[1].decode()
             self.requests.append(path)
             says = self._says.get(path, answer(b"{}"))

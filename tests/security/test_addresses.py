@@ -207,7 +207,7 @@ def test_no_argument_of_langchains_leads_elsewhere(
     router: Router, cluster: SimulatedCluster, evil: str
 ) -> None:
     url = f"http://{evil}"
-    words = [
+    words: list[dict[str, Any]] = [
         {"base_url": url},
         {"options": {"base_url": url}},
         {"client_kwargs": {"base_url": url}},
@@ -224,7 +224,7 @@ def test_no_argument_of_langchains_leads_elsewhere(
             with suppress(HydraError, TypeError, ValueError):
                 asyncio.run(model.bind(**more).ainvoke("Hello"))
             with suppress(HydraError, TypeError, ValueError):
-                model.invoke("Hello", config={"configurable": more, "metadata": more})
+                model.invoke("Hello", config={"configurable": more})
 
 
 @pytest.mark.leaks(reason="LiteLLM's own threads and sessions stay")
