@@ -93,11 +93,10 @@ def walked(root: object, depth: int = 4) -> Iterator[tuple[str, object]]:
         yield name, value
         if not left or isinstance(value, str):
             return
-        if isinstance(value, Mapping):
-            # Headers give their values to whoever asks for one; that is what they are for.
-            if type(value).__name__ != "_Secrets":
-                for key, one in value.items():
-                    yield from walk(f"{name}[{key!r}]", one, left - 1)
+        # Headers give their values to whoever asks for one; that is what they are for.
+        if isinstance(value, Mapping) and type(value).__name__ != "_Secrets":
+            for key, one in value.items():
+                yield from walk(f"{name}[{key!r}]", one, left - 1)
         if isinstance(value, list | tuple | set | frozenset):
             for number, one in enumerate(value):
                 yield from walk(f"{name}[{number}]", one, left - 1)
