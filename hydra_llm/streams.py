@@ -25,7 +25,7 @@ from hydra_llm.ollama.answers import AnswerReader
 from hydra_llm.ollama.continuation import NotContinued, Told, beginning_of
 from hydra_llm.ollama.errors import error_of_exception
 from hydra_llm.patience import Patience
-from hydra_llm.replies import check_continuation, check_opening, check_part, too_long
+from hydra_llm.replies import check_continuation, check_part, too_long
 from hydra_llm.types import Node
 
 
@@ -58,7 +58,7 @@ class _Reading:
             self._received += len(data)
             if self._received > self._limit:
                 raise too_long(self._dispatch.node, self._limit)
-        if data is None or reader.error is not None or reader.is_too_long:
+        if data is None or reader.is_bad:
             check_part(self._dispatch, reader, ended=data is None)
         if reader.parts > before:
             self._patience.begin(self._patience)
@@ -68,13 +68,13 @@ class _Reading:
         reader = self._reader
         if data is None:
             reader.end()
-            check_opening(self._dispatch, reader, ended=True)
+            check_part(self._dispatch, reader, ended=True)
             return True
         reader.feed(data)
         self._held.append(data)
-        if not reader.parts:
+        if not (reader.parts or reader.is_bad):
             return False
-        check_opening(self._dispatch, reader, ended=False)
+        check_part(self._dispatch, reader, ended=False)
         return True
 
     def _outgoing(self, data: bytes) -> bytes:
@@ -331,16 +331,22 @@ class AsyncRoutedStream(_Reading, httpx.AsyncByteStream):
 
 
 class ClosingStream(httpx.SyncByteStream):
-    """Bytes handed through; httpx's errors become ours."""
+    """Bytes handed through, up to a limit if there is one; httpx's errors become ours."""
 
-    def __init__(self, node: Node, response: httpx.Response) -> None:
+    def __init__(self, node: Node, response: httpx.Response, limit: int | None = None) -> None:
         self._node = node
         self._response = response
+        self._limit = limit
+        self._count = 0
 
     def __iter__(self) -> Iterator[bytes]:
         assert isinstance(self._response.stream, httpx.SyncByteStream)
         try:
-            yield from self._response.stream
+            for data in self._response.stream:
+                self._count += len(data)
+                if self._limit is not None and self._count > self._limit:
+                    raise too_long(self._node, self._limit)
+                yield data
         except httpx.HTTPError as exc:
             raise error_of_exception(self._node, exc) from exc
 
@@ -352,14 +358,19 @@ class ClosingStream(httpx.SyncByteStream):
 class AsyncClosingStream(httpx.AsyncByteStream):
     """As :class:`ClosingStream`, for an event loop."""
 
-    def __init__(self, node: Node, response: httpx.Response) -> None:
+    def __init__(self, node: Node, response: httpx.Response, limit: int | None = None) -> None:
         self._node = node
         self._response = response
+        self._limit = limit
+        self._count = 0
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self._response.stream, httpx.AsyncByteStream)
         try:
             async for data in self._response.stream:
+                self._count += len(data)
+                if self._limit is not None and self._count > self._limit:
+                    raise too_long(self._node, self._limit)
                 yield data
         except httpx.HTTPError as exc:
             raise error_of_exception(self._node, exc) from exc

@@ -342,7 +342,7 @@ class HydraTransport(_Base, httpx.BaseTransport):
             try:
                 response = _send(self._router, node, outgoing)
                 if call.route is Route.ADMIN:
-                    return passed_through(node, response, ClosingStream(node, response))
+                    return _passed(self._router, node, response)
                 data = _read_limited(node, response, self._router.settings.max_body_bytes)
                 return checked(node, call, response, data)
             except NodeError as error:
@@ -517,7 +517,7 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
             try:
                 response = await _asend(self._router, node, outgoing)
                 if call.route is Route.ADMIN:
-                    return passed_through(node, response, AsyncClosingStream(node, response))
+                    return await _apassed(self._router, node, response)
                 data = await _aread_limited(node, response, self._router.settings.max_body_bytes)
                 return checked(node, call, response, data)
             except NodeError as error:
@@ -601,6 +601,26 @@ async def _aread_limited(node: Node, response: httpx.Response, limit: int) -> by
     finally:
         await response.aclose()
     return bytes(data)
+
+
+def _passed(router: Router, node: Node, response: httpx.Response) -> httpx.Response:
+    """An answer that goes to the caller as it comes; one in one piece no further than its limit."""
+    limit = None if is_stream(response) else router.settings.max_body_bytes
+    try:
+        return passed_through(node, response, ClosingStream(node, response, limit))
+    except BaseException:
+        response.close()
+        raise
+
+
+async def _apassed(router: Router, node: Node, response: httpx.Response) -> httpx.Response:
+    """As :func:`_passed`, for an event loop."""
+    limit = None if is_stream(response) else router.settings.max_body_bytes
+    try:
+        return passed_through(node, response, AsyncClosingStream(node, response, limit))
+    except BaseException:
+        await response.aclose()
+        raise
 
 
 async def _until_ready(waiter: Waiter) -> None:
