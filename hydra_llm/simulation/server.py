@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Any, Literal, Protocol, TypeVar
@@ -17,7 +18,7 @@ import h11
 
 from hydra_llm.simulation.wire import Reply
 
-__all__ = ["Connection", "Handler", "LoopThread", "Listener"]
+__all__ = ["Connection", "Handler", "Listener", "LoopThread", "Port", "Stage"]
 
 _T = TypeVar("_T")
 _CLOSING_S = 5.0
@@ -25,8 +26,64 @@ _LAST_TURNS = 5
 """Turns of the loop from accepting a connection to having lost it."""
 
 
+class Runs(Protocol):
+    """What a coroutine can be given to, as a `LoopThread` is."""
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run it, now or soon."""
+
+
+class Port(Protocol):
+    """An address that clients can be let in at, or not."""
+
+    @property
+    def port(self) -> int:
+        """Its number."""
+        ...
+
+    def listen(self, thread: Runs, make: Callable[[], Connection]) -> None:
+        """Let clients in: now, or in a moment."""
+
+    def refuse(self) -> None:
+        """Let nobody in, and keep the number."""
+
+    def close(self) -> None:
+        """Give the number back."""
+
+
+class Stage(Runs, Protocol):
+    """Where nodes live: a thread with real sockets and real time, or a virtual world."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def clock(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+    def wall_clock(self) -> float:
+        """Seconds since 1970, as clients have it."""
+        ...
+
+    def port(self, host: str, number: int) -> Port:
+        """Take a port; 0 takes a free one."""
+        ...
+
+    def call(self, function: Callable[[], _T]) -> _T:
+        """Run a function where the loop runs, and give what it returns."""
+        ...
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Let the loop go on until something is so, for so many seconds at most."""
+
+    def close(self) -> None:
+        """End."""
+
+
 class LoopThread:
     """An event loop on a thread; several nodes may share one."""
+
+    clock = staticmethod(time.monotonic)
+    wall_clock = staticmethod(time.time)
 
     def __init__(self, name: str = "simulated-ollama") -> None:
         self.loop = asyncio.new_event_loop()
@@ -72,19 +129,23 @@ class LoopThread:
             return
         asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
+    def port(self, host: str, number: int) -> Listener:
+        """Take a port; 0 takes a free one."""
+        return Listener(host, number)
+
+    @staticmethod
+    def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until something is so, for so many seconds at most."""
+        deadline = time.monotonic() + timeout_s
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
     def close(self) -> None:
         """Stop the loop and wait for the thread to end."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.loop.stop)
         if threading.current_thread() is not self._thread:
             self._thread.join(_CLOSING_S)
-
-
-class Runs(Protocol):
-    """What a coroutine can be given to, as a `LoopThread` is."""
-
-    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run it, now or soon."""
 
 
 class Handler(Protocol):
