@@ -15,20 +15,26 @@ from hydra_llm.simulation.catalog import Behaviour, SimulatedModel
 from hydra_llm.simulation.cluster import SimulatedCluster
 from hydra_llm.simulation.faults import (
     CutFault,
+    EndlessFault,
     ErrorBodyFault,
     ErrorLineFault,
     Fault,
     HangFault,
     HtmlFault,
     HugeFault,
+    LoadFault,
+    LoopFault,
     MissingModelFault,
+    OffloadFault,
     PsFault,
     ResetFault,
     SlowFault,
+    SlowLorisFault,
     StallFault,
     StatusFault,
     TokenFault,
 )
+from hydra_llm.simulation.names import HostNames
 from hydra_llm.simulation.node import SimulatedNode
 from hydra_llm.simulation.settings import Gpu
 from hydra_llm.simulation.virtual import VirtualCluster
@@ -36,14 +42,19 @@ from hydra_llm.simulation.virtual import VirtualCluster
 __all__ = [
     "Behaviour",
     "CutFault",
+    "EndlessFault",
     "ErrorBodyFault",
     "ErrorLineFault",
     "Fault",
     "Gpu",
     "HangFault",
+    "HostNames",
     "HtmlFault",
     "HugeFault",
+    "LoadFault",
+    "LoopFault",
     "MissingModelFault",
+    "OffloadFault",
     "PsFault",
     "RequestRecord",
     "ResetFault",
@@ -51,6 +62,7 @@ __all__ = [
     "SimulatedModel",
     "SimulatedNode",
     "SlowFault",
+    "SlowLorisFault",
     "StallFault",
     "StatusFault",
     "TokenFault",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra_llm.simulation import anthropic, listings, openai, responses
@@ -28,7 +28,7 @@ from hydra_llm.simulation.exchange import (
     Writer,
 )
 from hydra_llm.simulation.model import OllamaServer
-from hydra_llm.simulation.records import Job, Ticket
+from hydra_llm.simulation.records import Job, LoadTrouble, Ticket
 from hydra_llm.simulation.schema import Hints, UnusableSchemaError, value_for
 from hydra_llm.simulation.settings import NodeSettings
 from hydra_llm.simulation.templates import render
@@ -45,7 +45,7 @@ from hydra_llm.simulation.wire import (
     text_reply,
 )
 
-__all__ = ["OllamaApi"]
+__all__ = ["Arranged", "OllamaApi"]
 
 _METHODS = {
     "/": "GET, HEAD",
@@ -79,6 +79,21 @@ _V1_CHATS: dict[str, tuple[_Translation, type[Writer]]] = {
 _PADDING = 256
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arranged:
+    """What was arranged for one request."""
+
+    watch: bool = False
+    """Make every token an event, also of an answer that is not streamed."""
+    repeats: str | None = None
+    """What the model says again and again, instead of an answer."""
+    load: LoadTrouble = field(default_factory=LoadTrouble)
+    """What goes wrong with its load."""
+
+
+_NOTHING = Arranged()
+
+
 class OllamaApi:
     """
     The endpoints of one node: its catalogue, and the doors to its server model.
@@ -106,7 +121,7 @@ class OllamaApi:
         self._wall_clock = wall_clock
         self._speed = speed
         self._number = 0
-        self._watch = False
+        self._arranged = _NOTHING
 
     @property
     def settings(self) -> NodeSettings:
@@ -123,15 +138,10 @@ class OllamaApi:
         now: float,
         *,
         host: str = "localhost",
-        watch: bool = False,
+        arranged: Arranged = _NOTHING,
     ) -> Reply | Exchange:
-        """
-        Answer a request, or start it.
-
-        Args:
-            watch: make every token an event, also of an answer that is not streamed.
-        """
-        self._watch = watch
+        """Answer a request, or start it."""
+        self._arranged = arranged
         path = path.split("?", 1)[0]
         if not _is_local(host):
             return Reply(403, content_type=None)
@@ -230,7 +240,7 @@ class OllamaApi:
     ) -> Reply | Exchange:
         if not asked.model:
             raise RequestError(400, "model is required")
-        model = self._find(asked.model)
+        model = self._speaker(asked.model)
         empty = {"message": {"role": "assistant", "content": ""}}
         if not asked.messages and asked.keep_alive == 0:
             return self._unload(model, asked, empty, now)
@@ -274,7 +284,7 @@ class OllamaApi:
     def _generate(
         self, asked: Asked, now: float, writer: type[Writer] = GenerateExchange
     ) -> Reply | Exchange:
-        model = self._find(asked.model)
+        model = self._speaker(asked.model)
         if not asked.prompt and asked.keep_alive == 0:
             return self._unload(model, asked, {"response": ""}, now)
         self._check_capabilities(model, asked, "generate")
@@ -355,10 +365,13 @@ class OllamaApi:
             answer=as_prompt(said.text),
             options=asked.runner_options,
             keep_alive=asked.keep_alive,
-            each_token=asked.stream or self._watch,
+            each_token=asked.stream or self._arranged.watch,
         )
-        exchange.ticket = self.server.submit(job, now)
+        exchange.ticket = self._submit(job, now)
         return exchange
+
+    def _submit(self, job: Job, now: float) -> Ticket:
+        return self.server.submit(replace(job, trouble=self._arranged.load), now)
 
     def _prefill(self, model: SimulatedModel, asked: Asked) -> tuple[bool, bool, bool]:
         """Say whether a last assistant message is continued, repeated, and by the runner."""
@@ -446,7 +459,7 @@ class OllamaApi:
             options=asked.runner_options,
             keep_alive=asked.keep_alive,
         )
-        exchange.ticket = self.server.submit(job, now)
+        exchange.ticket = self._submit(job, now)
         return exchange
 
     def _unload(
@@ -484,7 +497,7 @@ class OllamaApi:
             keep_alive=asked.keep_alive,
         )
         exchange = FixedExchange(wanted.document, is_v1=path.startswith("/v1/"))
-        exchange.ticket = self.server.submit(job, now)
+        exchange.ticket = self._submit(job, now)
         return exchange
 
     # ------------------------------------------------------------------ catalogue
@@ -500,6 +513,13 @@ class OllamaApi:
             missing = f"model '{name if shown is None else shown}' not found"
             raise RequestError(status, text or missing)
         return model
+
+    def _speaker(self, name: str) -> SimulatedModel:
+        """Give the model that is to say something, as it was arranged to speak."""
+        model, text = self._find(name), self._arranged.repeats
+        if text is None:
+            return model
+        return replace(model, behaviour=replace(model.behaviour, kind="loop", tokens=(text,)))
 
     def _by_date(self) -> list[SimulatedModel]:
         return sorted(self.models.values(), key=lambda model: model.modified_at, reverse=True)

@@ -23,16 +23,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CutFault",
+    "EndlessFault",
     "ErrorBodyFault",
     "ErrorLineFault",
     "Fault",
     "HangFault",
     "HtmlFault",
     "HugeFault",
+    "LoadFault",
+    "LoopFault",
     "MissingModelFault",
+    "OffloadFault",
     "PsFault",
     "ResetFault",
     "SlowFault",
+    "SlowLorisFault",
     "StallFault",
     "StatusFault",
     "TokenFault",
@@ -116,6 +121,50 @@ class CutFault(Fault):
 
 
 @dataclass(frozen=True, slots=True)
+class LoopFault(Fault):
+    """
+    The model says one token again and again, and Ollama stops it without a word.
+
+    A stream ends properly after some thirty of them but without ``done``; an answer that is not
+    streamed is a 200 with ``"done": false``. Where the runner's own template is used, Ollama 0.30
+    and later do not notice, and the answer is as long as ``num_predict`` lets it be.
+    """
+
+    text: str = " again"
+
+
+@dataclass(frozen=True, slots=True)
+class EndlessFault(Fault):
+    """
+    The answer has no end: the client has to leave.
+
+    Args:
+        after: so many tokens of the real answer come first.
+        in_one_line: bytes without a line break, instead of token after token. An answer that is
+            not streamed is one document, so it is always of this kind.
+        pause_s: real seconds between two of them; a client that does not read stops them.
+    """
+
+    after: int = 1
+    in_one_line: bool = False
+    pause_s: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class SlowLorisFault(Fault):
+    """
+    The answer comes byte by byte.
+
+    Args:
+        after: so many tokens; 0 is after the headers, ``None`` has the headers drip as well.
+        pause_s: real seconds between two bytes.
+    """
+
+    after: int | None = None
+    pause_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class StallFault(Fault):
     """After so many tokens nothing more comes, and the connection stays open."""
 
@@ -127,6 +176,36 @@ class HangFault(Fault):
     """Not a byte comes; with ``loads_only`` just where the model is not loaded."""
 
     loads_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFault(Fault):
+    """
+    Requests that need a load fail for want of memory, in the time and with the text of Ollama.
+
+    As the real one, a node from 0.30 on unloads everything else and tries once more before it
+    gives up. Loaded models go on.
+
+    Args:
+        text: another text than that of a load on a CPU.
+    """
+
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadFault(Fault):
+    """
+    Loads land in system memory, as after the driver was lost, and nothing says so.
+
+    ``/api/ps`` has ``size_vram`` below ``size``, and tokens come at the CPU's pace. What is
+    loaded so stays so until it is loaded anew.
+
+    Args:
+        gpu_share: the part of the model's layers that still goes to the GPU, 0 to 1.
+    """
+
+    gpu_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

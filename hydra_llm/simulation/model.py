@@ -332,7 +332,8 @@ class OllamaServer:
             return self._pick_victim(), "room"
         if head.id in self._retried and self._runners:
             return self._pick_victim(), "memory"
-        found = self._find_place(head.job.model, head.job.options)
+        share = head.job.trouble.gpu_share
+        found = self._find_place(head.job.model, head.job.options, gpu_share=share)
         if found is None:
             return self._pick_victim(), "room"
         self._start_load(head, *found)
@@ -351,7 +352,7 @@ class OllamaServer:
         return min(self._runners.values(), key=sort_key, default=None)
 
     def _find_place(
-        self, model: SimulatedModel, options: Options
+        self, model: SimulatedModel, options: Options, *, gpu_share: float = 1.0
     ) -> tuple[Need, Placement, int] | None:
         """Find where a runner would go; ``None`` when others have to leave first."""
         node, train = self.settings, model.context_length
@@ -368,8 +369,12 @@ class OllamaServer:
         if not node.is_modern:
             reserve = reserve_of(need, layers=model.block_count)
             free = tuple(max(0, one - reserve) for one in free)
-        room = place(need, free=free, layers=model.block_count, num_gpu=options.num_gpu)
-        if self._runners and options.num_gpu != 0 and not self._fits_beside(need, free, room):
+        num_gpu, layers = options.num_gpu, model.block_count
+        room = place(need, free=free, layers=layers, num_gpu=num_gpu)
+        if gpu_share < 1.0:
+            num_gpu = int(gpu_share * room.gpu_share * (layers + 1))
+            room = place(need, free=free, layers=layers, num_gpu=num_gpu)
+        if self._runners and num_gpu != 0 and not self._fits_beside(need, free, room):
             return None
         return need, room, num_ctx
 
@@ -385,11 +390,11 @@ class OllamaServer:
     # ------------------------------------------------------------------ loading
 
     def _start_load(self, head: Ticket, need: Need, room: Placement, num_ctx: int) -> None:
-        has_room = room.cpu_bytes <= self.free_ram()
+        has_room = room.cpu_bytes <= self.free_ram() and not head.job.trouble.fails
         if not has_room and not self.settings.is_modern:
             # Known before anything is loaded: the layout does not work out.
             self._head = None
-            self._fail(head, self._no_memory(need, room))
+            self._fail(head, self._no_memory(head, need, room))
             return
         model, node = head.job.model, self.settings
         if not has_room:
@@ -413,7 +418,8 @@ class OllamaServer:
                 self._head = load.ticket
                 load.ticket.state = "queued"
                 return
-            self._fail(load.ticket, self._no_memory(load.runner.need, load.runner.placement))
+            runner = load.runner
+            self._fail(load.ticket, self._no_memory(load.ticket, runner.need, runner.placement))
             return
         self._runners[load.runner.key] = load.runner
         self._hand_over(load.ticket, load.runner)
@@ -425,12 +431,17 @@ class OllamaServer:
         self.loads.append(LoadRecord(name, load.started, self._now))
         self._events.append(Event(self._now, "load ended", name, load.ticket))
 
-    def _no_memory(self, need: Need, room: Placement) -> Failure:
+    def _no_memory(self, ticket: Ticket, need: Need, room: Placement) -> Failure:
+        if ticket.job.trouble.text is not None:
+            return Failure(500, ticket.job.trouble.text, "memory")
         if not self.settings.is_modern:
             wanted = max(need.kv, room.cpu_bytes) if need.kv < need.weights else need.kv
+            free = self.free_ram()
+            if ticket.job.trouble.fails:
+                wanted, free = need.total, min(free, need.total // 2)
             text = (
                 f"model requires more system memory ({wanted / GIB:.1f} GiB) than is "
-                f"available ({self.free_ram() / GIB:.1f} GiB)"
+                f"available ({free / GIB:.1f} GiB)"
             )
             return Failure(500, text, "memory")
         what = need.kv if need.kv > need.weights else need.weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hydra_llm.simulation.calls import RequestRecord
 from hydra_llm.simulation.catalog import GB, SimulatedModel, known_models
 from hydra_llm.simulation.faults import Fault, PsFault, SlowFault
-from hydra_llm.simulation.records import Eviction, LoadedRunner, LoadRecord
-from hydra_llm.simulation.server import Connection, LoopThread, Port, Stage
+from hydra_llm.simulation.records import Eviction, Job, LoadedRunner, LoadRecord, Options
+from hydra_llm.simulation.server import Connection, LoopThread
 from hydra_llm.simulation.serving import NodeServing
 from hydra_llm.simulation.settings import Gpu, NodeSettings
+from hydra_llm.simulation.stage import Port, Stage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,6 +26,8 @@ __all__ = ["SimulatedNode"]
 
 _T = TypeVar("_T")
 _STOPPING_S = 5.0
+_ENDLESS = 10**9
+"""Tokens that nobody waits for."""
 
 
 class SimulatedNode:
@@ -120,10 +125,13 @@ class SimulatedNode:
         self._thread: Stage | None = None
         self._owns_thread = False
         self._listener: Port | None = None
+        self._flapping: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         serving = self._serving
         state = "frozen" if serving.is_frozen else "up" if serving.is_up else "down"
+        if self._listener is not None and self._listener.is_silent:
+            state = "vanished"
         return f"<SimulatedNode {self.id} [{state} | {self.in_flight} in flight]>"
 
     # ------------------------------------------------------------------ life
@@ -149,6 +157,7 @@ class SimulatedNode:
         thread, listener = self._thread, self._listener
         if thread is None or listener is None:
             return
+        self._do(self._end_flapping)
         self._do(self._serving.fall)
         self._do(listener.close)
         thread.wait_until(lambda: not self.open_connections, _STOPPING_S)
@@ -185,7 +194,9 @@ class SimulatedNode:
         return self._do(die)
 
     def revive(self) -> None:
-        """Start again on the same port, with nothing loaded."""
+        """Start again on the same port, with nothing loaded; one that is up stays as it is."""
+        if self._serving.is_up:
+            return
         if self._thread is not None and self._listener is not None:
             self._rise(self._thread, self._listener)
 
@@ -196,6 +207,79 @@ class SimulatedNode:
     def thaw(self) -> None:
         """Go on where it was frozen."""
         self._do(self._serving.thaw)
+
+    def vanish(self) -> None:
+        """
+        Be gone from the network: packets go nowhere, so to connect takes until a timeout.
+
+        Connections there are already stay open and silent.
+
+        Raises:
+            NotImplementedError: on Windows, where the nearest is `freeze`.
+        """
+
+        def go() -> None:
+            if self._listener is None:
+                raise RuntimeError(f"node {self.id} has not been started")
+            self._listener.silence()
+            self._serving.freeze()
+
+        self._do(go)
+
+    def reappear(self) -> None:
+        """Be back on the network, and go on with what was under way."""
+        thread, listener = self._thread, self._listener
+        if thread is None or listener is None or not listener.is_silent:
+            return
+        if self._serving.is_up:
+            listener.listen(thread, self._connection)
+        else:
+            self._do(listener.refuse)
+        self.thaw()
+
+    def flap(self, *, up_s: float = 2.0, down_s: float = 2.0) -> None:
+        """
+        Die at once and come back, in turns, until `clear_faults` or `stop`.
+
+        Args:
+            up_s, down_s: real seconds.
+        """
+
+        def begin() -> None:
+            self._end_flapping()
+            if self._thread is None:
+                raise RuntimeError(f"node {self.id} has not been started")
+            loop = self._thread.loop
+
+            def fall() -> None:
+                self.kill()
+                self._flapping = loop.call_later(down_s, rise)
+
+            def rise() -> None:
+                self.revive()
+                self._flapping = loop.call_later(up_s, fall)
+
+            fall()
+
+        self._do(begin)
+
+    def speak_tls(self, context: ssl.SSLContext | None) -> None:
+        """
+        Speak TLS from now on, or plain HTTP with ``None``; connections there are break.
+
+        Args:
+            context: of the server's side, with its certificate.
+        """
+
+        def change() -> None:
+            self._serving.tls = context
+            self._serving.hang_up()
+
+        self._do(change)
+
+    def hang_up(self) -> None:
+        """Break every connection; the node is up, and what is loaded stays."""
+        self._do(self._serving.hang_up)
 
     # ------------------------------------------------------------------ models
 
@@ -244,6 +328,31 @@ class SimulatedNode:
 
         self._do(end)
 
+    def occupy(self, model: str, *, num_ctx: int | None = None) -> None:
+        """
+        Have a program of somebody else's generate with a model, without end, until `vacate`.
+
+        Its request stands in ``loaded`` and not in ``requests`` or ``in_flight``.
+
+        Args:
+            num_ctx: of its request; one with another context has to wait for it and reload.
+        """
+
+        def take() -> None:
+            job = Job(
+                model=self._installed(model),
+                prompt=((("somebody else", model), 1),),
+                answer_tokens=_ENDLESS,
+                options=Options(num_ctx=num_ctx),
+            )
+            self._serving.occupy(job)
+
+        self._do(take)
+
+    def vacate(self) -> None:
+        """End what `occupy` began."""
+        self._do(self._serving.vacate)
+
     # ------------------------------------------------------------------ faults
 
     def inject(self, fault: Fault, **limits: Any) -> None:
@@ -266,14 +375,16 @@ class SimulatedNode:
         self._do(arm)
 
     def clear_faults(self) -> None:
-        """Be well again; requests already struck stay struck."""
+        """Be well again, and up after `flap`; requests already struck stay struck."""
 
-        def clear() -> None:
+        def clear() -> bool:
             self._serving.faults.clear()
             with self._serving.moment() as now:
                 self._serving.api.server.slow_down(1.0, now)
+            return self._end_flapping()
 
-        self._do(clear)
+        if self._do(clear):
+            self.revive()
 
     # ------------------------------------------------------------------ what is so
 
@@ -288,7 +399,8 @@ class SimulatedNode:
     def url(self) -> str:
         """Where it listens, as a URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        scheme = "http" if self._serving.tls is None else "https"
+        return f"{scheme}://{host}:{self.port}"
 
     @property
     def requests(self) -> list[RequestRecord]:
@@ -363,7 +475,16 @@ class SimulatedNode:
 
     def _rise(self, thread: Stage, listener: Port) -> None:
         thread.call(lambda: self._serving.rise(thread))
-        listener.listen(thread, lambda: Connection(self._serving))
+        listener.listen(thread, self._connection)
+
+    def _connection(self) -> Connection:
+        return Connection(self._serving)
+
+    def _end_flapping(self) -> bool:
+        timer, self._flapping = self._flapping, None
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
 
     def _do(self, function: Callable[[], _T]) -> _T:
         """Run on the thread that owns the state; where there is none, here."""

@@ -14,6 +14,7 @@ __all__ = [
     "Failure",
     "Job",
     "LoadRecord",
+    "LoadTrouble",
     "LoadedRunner",
     "Options",
     "Prompt",
@@ -41,6 +42,18 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadTrouble:
+    """What goes wrong with the load that a request needs, if it needs one."""
+
+    fails: bool = False
+    """For want of memory, whatever there is."""
+    text: str | None = None
+    """Of the failure; ``None`` is Ollama's."""
+    gpu_share: float = 1.0
+    """The part of the layers that the GPUs may hold at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """
     One request as the scheduler and the runner see it: no text, only amounts.
@@ -53,6 +66,7 @@ class Job:
         answer: the same as blocks, so that a later prompt can find them in the cache.
         keep_alive: seconds; negative is for ever; ``None`` keeps what the runner has.
         each_token: whether every token is an event, or only the end.
+        trouble: what goes wrong with its load.
     """
 
     model: SimulatedModel
@@ -63,6 +77,7 @@ class Job:
     options: Options = field(default_factory=Options)
     keep_alive: float | None = None
     each_token: bool = False
+    trouble: LoadTrouble = field(default_factory=LoadTrouble)
 
     @property
     def prompt_tokens(self) -> int:

@@ -6,77 +6,30 @@ import asyncio
 import concurrent.futures
 import contextlib
 import socket
+import ssl
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import h11
 
+from hydra_llm.simulation.dripping import Drops
+from hydra_llm.simulation.listener import Listener
+from hydra_llm.simulation.tls import Tls
 from hydra_llm.simulation.wire import Reply
 
-__all__ = ["Connection", "Handler", "Listener", "LoopThread", "Port", "Stage"]
+__all__ = ["Connection", "Handler", "LoopThread"]
 
 _T = TypeVar("_T")
 _CLOSING_S = 5.0
+_UNREAD_BYTES = 65536
+"""What may wait for a client before it counts as one that does not read."""
 _LAST_TURNS = 5
 """Turns of the loop from accepting a connection to having lost it."""
-
-
-class Runs(Protocol):
-    """What a coroutine can be given to, as a `LoopThread` is."""
-
-    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run it, now or soon."""
-
-
-class Port(Protocol):
-    """An address that clients can be let in at, or not."""
-
-    @property
-    def port(self) -> int:
-        """Its number."""
-        ...
-
-    def listen(self, thread: Runs, make: Callable[[], Connection]) -> None:
-        """Let clients in: now, or in a moment."""
-
-    def refuse(self) -> None:
-        """Let nobody in, and keep the number."""
-
-    def close(self) -> None:
-        """Give the number back."""
-
-
-class Stage(Runs, Protocol):
-    """Where nodes live: a thread with real sockets and real time, or a virtual world."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def clock(self) -> float:
-        """Seconds that never go back."""
-        ...
-
-    def wall_clock(self) -> float:
-        """Seconds since 1970, as clients have it."""
-        ...
-
-    def port(self, host: str, number: int) -> Port:
-        """Take a port; 0 takes a free one."""
-        ...
-
-    def call(self, function: Callable[[], _T]) -> _T:
-        """Run a function where the loop runs, and give what it returns."""
-        ...
-
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Let the loop go on until something is so, for so many seconds at most."""
-
-    def close(self) -> None:
-        """End."""
 
 
 class LoopThread:
@@ -152,6 +105,7 @@ class Handler(Protocol):
     """Whom a connection tells what comes in."""
 
     is_frozen: bool
+    tls: ssl.SSLContext | None
 
     def request(self, connection: Connection, request: h11.Request, body: bytes) -> None:
         """Take a whole request."""
@@ -180,6 +134,8 @@ class Connection(asyncio.Protocol):
         self._held = bytearray()
         self._request: h11.Request | None = None
         self._body = bytearray()
+        self._tls: Tls | None = None
+        self._drops = Drops(self)
 
     # ------------------------------------------------------------------ from asyncio
 
@@ -192,6 +148,8 @@ class Connection(asyncio.Protocol):
             # As Go does. asyncio leaves it out for a listener made without a protocol number,
             # and every second write would wait 40 ms for the client's delayed ACK.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._handler.tls is not None:
+            self._tls = Tls(self._handler.tls)
         self._handler.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -199,12 +157,22 @@ class Connection(asyncio.Protocol):
         if self._handler.is_frozen:
             self._held += data
             return
-        self._http.receive_data(data)
-        self._read()
+        if self._tls is not None:
+            try:
+                data = self._tls.decrypt(data)
+            except ssl.SSLError:
+                self._put(self._tls.pending())  # an alert
+                self._close()
+                return
+            self._put(self._tls.pending())
+        if data:
+            self._http.receive_data(data)
+            self._read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._transport = None
+        self._drops.stop()
         self._handler.left(self)
 
     def thaw(self) -> None:
@@ -240,6 +208,7 @@ class Connection(asyncio.Protocol):
             headers.append(("Content-Length", str(length)))
         reason = _REASONS.get(status, "")
         self._write(h11.Response(status_code=status, headers=headers, reason=reason.encode()))
+        self._drops.head_is_out()
 
     def chunk(self, data: bytes) -> None:
         """Send one chunk."""
@@ -251,11 +220,23 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         if self._http.our_state is h11.MUST_CLOSE or self._http.their_state is h11.MUST_CLOSE:
-            self._transport.close()
+            self._close()
             return
+        self._drops.last_is_out()
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
             self._read()
+
+    def drip(self, pause_s: float, *, spare_head: bool) -> None:
+        """Send the rest of this answer byte by byte, with a pause before each."""
+        is_head_out = self._http.our_state is h11.SEND_BODY
+        self._drops.start(pause_s, wait_for_head=spare_head and not is_head_out)
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether the client does not read what it is sent."""
+        transport = self._transport
+        return transport is not None and transport.get_write_buffer_size() > _UNREAD_BYTES
 
     def drop(self) -> None:
         """Close as a killed process does: no ending, whatever was under way."""
@@ -282,7 +263,7 @@ class Connection(asyncio.Protocol):
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError:
-                self._transport.close()
+                self._close()
                 return
             if isinstance(event, h11.Request):
                 self._request, self._body = event, bytearray()
@@ -304,96 +285,34 @@ class Connection(asyncio.Protocol):
             return
         data = self._http.send(event)
         if data:
+            self._put(data if self._tls is None else self._tls.encrypt(data))
+
+    def _put(self, data: bytes) -> None:
+        if not self._drops.take(data):
+            self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Put bytes on the wire as they are."""
+        if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
-
-class Listener:
-    """
-    A port that can be closed to clients and yet stay ours.
-
-    ::
-
-        refusing ──listen──▶ listening ──refuse──▶ refusing
-            └────────close───────┴──▶ closed
-
-    To listen takes a turn of the loop, and is never broken off in the middle: the loop would go
-    on watching a socket that is closed, and take the next one of that number for it.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self._host = host
-        self._socket = self._bind(port)
-        self.port = int(self._socket.getsockname()[1])
-        self._server: asyncio.Server | None = None
-        self._wanted: Literal["listening", "refusing", "closed"] = "refusing"
-        self._is_starting = False
-
-    def listen(self, thread: Runs, make: Callable[[], Connection]) -> None:
-        """Let clients in: now, or from the loop's own thread in a moment."""
-        self._wanted = "listening"
-        thread.run(self._start(make))
-
-    async def _start(self, make: Callable[[], Connection]) -> None:
-        if self._is_starting or self._server is not None or self._wanted != "listening":
+    def _close(self) -> None:
+        """Close in order, once everything has been sent."""
+        if self._drops.close_after():
             return
-        self._is_starting = True
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(make, sock=self._socket)
-        self._is_starting = False
-        self._settle()
-
-    def refuse(self) -> None:
-        """Let nobody in: bound but not listening, so that the port is not lost."""
-        self._wanted = "refusing"
-        self._settle()
+        self.close()
 
     def close(self) -> None:
-        """Give the port back."""
-        self._wanted = "closed"
-        self._settle()
+        """Close in order."""
+        if self._tls is not None:
+            self.write(self._tls.farewell())
+        if self._transport is not None:
+            self._transport.close()
 
-    def _settle(self) -> None:
-        if self._is_starting or self._wanted == "listening":
-            return
-        if self._server is not None:
-            server, self._server = self._server, None
-            self._stop(server)
-            if self._wanted == "refusing":
-                self._socket = self._bind(self.port)
-        if self._wanted == "closed":
-            self._socket.close()
-
-    def _stop(self, server: asyncio.Server) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            loop.remove_reader(self._socket)
-        except NotImplementedError:  # Windows' loop accepts in another way
-            server.close()
-            self._socket.close()
-            return
-        self._socket.close()
-        # A connection accepted in this very turn joins the server in the next one, and would
-        # never be closed if the server were gone by then.
-        loop.call_soon(loop.call_soon, self._dismiss, server)
-
-    @staticmethod
-    def _dismiss(server: asyncio.Server) -> None:
-        # It wants to stop watching its socket, which is closed already.
-        with contextlib.suppress(ValueError):
-            server.close()
-
-    def _bind(self, port: int) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        if sys.platform != "win32":
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            bound.bind((self._host, port))
-        except OSError:
-            bound.close()
-            raise
-        bound.setblocking(False)
-        return bound
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the node stands still."""
+        return self._handler.is_frozen
 
 
 _REASONS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -22,26 +23,40 @@ from hydra_llm.simulation.calls import Call, Outcome, RequestRecord
 from hydra_llm.simulation.catalog import ModelName, SimulatedModel
 from hydra_llm.simulation.faults import (
     CutFault,
+    EndlessFault,
     ErrorLineFault,
     Fault,
     PsFault,
     ResetFault,
     SlowFault,
+    SlowLorisFault,
     StallFault,
     TokenFault,
 )
 from hydra_llm.simulation.model import OllamaServer
-from hydra_llm.simulation.records import Event, Eviction, Failure, LoadRecord
-from hydra_llm.simulation.server import Connection, Stage
+from hydra_llm.simulation.records import Event, Eviction, Failure, Job, LoadRecord, Ticket
+from hydra_llm.simulation.server import Connection
 from hydra_llm.simulation.settings import NodeSettings
-from hydra_llm.simulation.striking import Faults, ps_reply, reply_of, stands_in, token_at
+from hydra_llm.simulation.stage import Stage
+from hydra_llm.simulation.striking import (
+    Faults,
+    arranged,
+    endless,
+    ps_reply,
+    reply_of,
+    stands_in,
+    token_at,
+)
 from hydra_llm.simulation.text import rng_of
-from hydra_llm.simulation.wire import Reply, RequestError
+from hydra_llm.simulation.wire import PLAIN_JSON, Reply, RequestError
 
 if TYPE_CHECKING:
     from hydra_llm.simulation.node import SimulatedNode
 
 __all__ = ["NodeServing"]
+
+_LEAST_DELAY_S = 1e-9
+"""Rounding may leave an event a hair ahead of a clock that does not go on by itself."""
 
 
 class NodeServing:
@@ -71,6 +86,7 @@ class NodeServing:
         self.models = dict(models)
         self.is_up = False
         self.is_frozen = False
+        self.tls: ssl.SSLContext | None = None
         self.faults = Faults(rng_of("faults", settings.seed, owner.id), self._would_load)
         # No set: in which order they break has to be the same when a run is repeated.
         self.connections: dict[Connection, None] = {}
@@ -96,6 +112,8 @@ class NodeServing:
         self._backlog: deque[Event] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._stale_ps: Reply | None = None
+        self._guests: list[Ticket] = []
+        """Requests of programs that never came over a socket."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._past_loads: list[LoadRecord] = []
         self._past_evictions: list[Eviction] = []
@@ -123,6 +141,7 @@ class NodeServing:
         self._calls.clear()
         self._tickets.clear()
         self._backlog.clear()
+        self._guests.clear()
         for connection in list(self.connections):
             connection.drop()
         server = self.api.server
@@ -130,6 +149,14 @@ class NodeServing:
         self._past_evictions += server.evictions
         self._past_peak = self.peak_vram_bytes
         self.api = self._new_api()
+
+    def hang_up(self) -> None:
+        """Break every connection; the requests on them are over."""
+        with self.moment():
+            for call in list(self._calls.values()):
+                self._forget(call, "cut")
+        for connection in self.connections:
+            connection.drop()
 
     def freeze(self) -> None:
         """Stand still."""
@@ -210,7 +237,7 @@ class NodeServing:
         self._cancel_timer()
         at = self.api.server.next_event_at()
         if at is not None and self._is_awake and self._loop is not None:
-            delay = max(0.0, (at - self.now) / self._speed)
+            delay = max(_LEAST_DELAY_S, (at - self.now) / self._speed)
             self._timer = self._loop.call_later(delay, self.tick)
 
     def _cancel_timer(self) -> None:
@@ -305,6 +332,9 @@ class NodeServing:
         call = Call(connection, record, self._number, self.faults.strike(record))
         self._take_down(call)
         for fault in call.faults:
+            if isinstance(fault, SlowLorisFault) and not fault.after:
+                connection.drip(fault.pause_s, spare_head=fault.after == 0)
+        for fault in call.faults:
             if stands_in(fault):
                 self._stand_in(call, fault)
                 return
@@ -316,7 +346,7 @@ class NodeServing:
                 now,
                 # Bound to another address than loopback, a server does not look at the header.
                 host=headers.get("host", "") if _is_loopback(self._owner.host) else "",
-                watch=any(token_at(fault) is not None for fault in call.faults),
+                arranged=arranged(call.faults),
             )
             if isinstance(answer, Reply):
                 self._reply_late_or_now(call, answer)
@@ -363,7 +393,9 @@ class NodeServing:
         if not call.begun and call.exchange is not None:
             call.begun = True
             call.note(status=200)
-            call.connection.start(200, call.exchange.content_type)
+            exchange = call.exchange
+            kind = exchange.content_type if exchange.stream else PLAIN_JSON
+            call.connection.start(200, kind)
 
     def _end(self, call: Call, ending: Reply | tuple[bytes, ...], outcome: Outcome) -> None:
         if isinstance(ending, Reply):
@@ -412,6 +444,18 @@ class NodeServing:
 
         self._later(fault.for_s / self._speed, end)
 
+    def occupy(self, job: Job) -> None:
+        """Have a request served that comes from nowhere and is for nobody."""
+        with self.moment() as now:
+            self._guests.append(self.api.server.submit(job, now))
+
+    def vacate(self) -> None:
+        """End what came from nowhere."""
+        with self.moment() as now:
+            for ticket in self._guests:
+                self.api.server.cancel(ticket, now)
+            self._guests.clear()
+
     def keep_ps(self) -> None:
         """Remember what ``/api/ps`` says now, to go on saying it."""
         with self.moment() as now:
@@ -443,6 +487,10 @@ class NodeServing:
                 continue
             if isinstance(fault, TokenFault):
                 fault.action(self._owner)
+            elif isinstance(fault, SlowLorisFault):
+                call.connection.drip(fault.pause_s, spare_head=True)
+            elif isinstance(fault, EndlessFault):
+                self._go_on_for_ever(call, fault)
             else:
                 self._break_off(call, fault)
 
@@ -466,6 +514,23 @@ class NodeServing:
             call.connection.finish()
         else:
             call.connection.reset()
+
+    def _go_on_for_ever(self, call: Call, fault: EndlessFault) -> None:
+        exchange = call.exchange
+        assert exchange is not None
+        # The runner goes on for nobody; the client gets what is made up here.
+        self._tickets.pop(exchange.ticket.id, None)
+        pieces = endless(exchange, in_one_line=fault.in_one_line)
+        self._begin(call)
+
+        def next_piece() -> None:
+            if call.connection not in self._calls:
+                return
+            if not self.is_frozen and not call.connection.is_clogged:
+                call.connection.chunk(next(pieces))
+            self._later(fault.pause_s, next_piece)
+
+        next_piece()
 
     def _reply_late_or_now(self, call: Call, reply: Reply) -> None:
         wait = 0.0

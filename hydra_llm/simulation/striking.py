@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from hydra_llm.simulation.api import Arranged
 from hydra_llm.simulation.calls import RequestRecord
+from hydra_llm.simulation.exchange import Exchange
 from hydra_llm.simulation.faults import (
     CutFault,
+    EndlessFault,
     ErrorBodyFault,
     ErrorLineFault,
     Fault,
     HangFault,
     HtmlFault,
     HugeFault,
+    LoadFault,
+    LoopFault,
     MissingModelFault,
+    OffloadFault,
     PsFault,
     ResetFault,
+    SlowLorisFault,
     StallFault,
     StatusFault,
     TokenFault,
 )
-from hydra_llm.simulation.wire import PLAIN_JSON, Reply, error_body, go_json, json_reply
+from hydra_llm.simulation.wire import EVENTS, PLAIN_JSON, Reply, error_body, go_json, json_reply
 
-__all__ = ["Faults", "ps_reply", "reply_of", "stands_in", "token_at"]
+__all__ = ["Faults", "arranged", "ps_reply", "reply_of", "stands_in", "token_at"]
 
 
 @dataclass(slots=True, eq=False)
@@ -73,9 +80,7 @@ class Faults:
                 return False
         elif record.path not in fault.paths and "*" not in fault.paths:
             return False
-        if isinstance(fault, HangFault) and fault.loads_only:
-            return self._would_load(record)
-        return True
+        return self._would_load(record) if _loads_only(fault) else True
 
 
 def stands_in(fault: Fault) -> bool:
@@ -88,8 +93,35 @@ def stands_in(fault: Fault) -> bool:
 
 def token_at(fault: Fault) -> int | None:
     """Say at how many tokens a fault strikes a stream."""
-    at_token = (ErrorLineFault, ResetFault, CutFault, StallFault, TokenFault)
+    at_token = (
+        ErrorLineFault,
+        ResetFault,
+        CutFault,
+        EndlessFault,
+        SlowLorisFault,
+        StallFault,
+        TokenFault,
+    )
     return fault.after if isinstance(fault, at_token) else None
+
+
+def arranged(faults: Sequence[Fault]) -> Arranged:
+    """Say what faults change in how a request is served, as far as the server itself can do it."""
+    made = Arranged(watch=any(token_at(fault) is not None for fault in faults))
+    for fault in faults:
+        if isinstance(fault, LoopFault):
+            made = replace(made, repeats=fault.text)
+        elif isinstance(fault, LoadFault):
+            made = replace(made, load=replace(made.load, fails=True, text=fault.text))
+        elif isinstance(fault, OffloadFault):
+            made = replace(made, load=replace(made.load, gpu_share=fault.gpu_share))
+    return made
+
+
+def _loads_only(fault: Fault) -> bool:
+    """Whether a fault strikes only requests that need a load."""
+    is_hang = isinstance(fault, HangFault) and fault.loads_only
+    return is_hang or isinstance(fault, (LoadFault, OffloadFault))
 
 
 def reply_of(fault: Fault, record: RequestRecord) -> Reply | None:
@@ -112,6 +144,18 @@ def reply_of(fault: Fault, record: RequestRecord) -> Reply | None:
     if isinstance(fault, ErrorBodyFault):
         return json_reply(error_body(500, fault.text, is_v1=is_v1))
     return None
+
+
+def endless(exchange: Exchange, *, in_one_line: bool) -> Iterator[bytes]:
+    """Give chunks of an answer for ever: its tokens again and again, or a text in one line."""
+    if exchange.stream and not in_one_line:
+        tokens = range(exchange.ticket.job.answer_tokens)
+        # Some show nothing: an end-of-turn token, a tag.
+        while shown := [chunk for chunk in map(exchange.token, tokens) if chunk]:
+            yield from shown
+    yield b'data: {"filler":"' if exchange.content_type == EVENTS else b'{"filler":"'
+    while True:
+        yield b"x" * 4096
 
 
 def ps_reply(fault: PsFault, truth: Reply, *, stale: Reply | None) -> Reply:

@@ -144,14 +144,14 @@ class VirtualCluster:
 
         Args:
             id: of the node.
-            way: ``open``, ``black hole`` (no answer ever), ``no route`` or ``unknown host``.
+            way: ``open``, ``no route`` or ``unknown host``.
         """
         node = self[id]
         self._network.set_way(node.host, node.port, way)
 
 
 class _Stage:
-    """Where the nodes live; see `hydra_llm.simulation.server.Stage`."""
+    """Where the nodes live; see `hydra_llm.simulation.stage.Stage`."""
 
     def __init__(self, loop: VirtualLoop, network: VirtualNetwork) -> None:
         self.loop: asyncio.AbstractEventLoop = loop

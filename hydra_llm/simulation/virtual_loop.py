@@ -14,6 +14,8 @@ __all__ = ["VirtualLoop"]
 _PATIENCE_S = 0.001
 """How long a turn waits, in real time, for what a thread may bring."""
 _STUCK_S = 10.0
+_MOST_TURNS = 1_000_000
+"""Turns of the loop in one instant: more go round in circles."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -30,7 +32,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     stands still, as its work takes no virtual time.
 
     Raises:
-        RuntimeError: everybody waits for something that cannot come.
+        RuntimeError: everybody waits for something that cannot come, or time stands still
+            because something is done again and again.
     """
 
     def __init__(self) -> None:
@@ -86,10 +89,16 @@ class _Jumper(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout <= 0.0:
+            self._turns += 1
+            if self._turns > _MOST_TURNS:
+                self._turns = 0
+                raise RuntimeError(f"virtual time stands still at {self._loop.time()} s")
             return super().select(0)
+        self._turns = 0
         if self._loop.threads:
             return super().select(_PATIENCE_S)
         if timeout is None:

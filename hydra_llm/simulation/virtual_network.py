@@ -17,12 +17,12 @@ from typing import Any, Literal
 import h11
 import httpx
 
-from hydra_llm.simulation.server import Connection, Runs
+from hydra_llm.simulation.listener import Runs
 
 __all__ = ["VirtualNetwork", "VirtualPort", "VirtualTransport", "Way"]
 
-Way = Literal["open", "black hole", "no route", "unknown host"]
-"""How it goes to an address: silence, or an error at once, may be all that a client gets."""
+Way = Literal["open", "no route", "unknown host"]
+"""How it goes to an address: an error may be all that a client gets."""
 
 _FIRST_PORT = 40_001
 _MOST_HEAD_BYTES = 100 * 1024
@@ -71,38 +71,43 @@ class VirtualNetwork:
         if self.round_trip_s:
             await asyncio.sleep(self.round_trip_s)
         way = self._ways.get((host, number), "open")
-        if way == "black hole":
-            await self.loop.create_future()
         if way == "no route":
             raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
         if way == "unknown host":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         port = self._ports.get((host, number))
+        if port is not None and port.is_silent:
+            await self.loop.create_future()
         if port is None or port.make is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         return _Link(self.loop, port.make())
 
 
 class VirtualPort:
-    """A port; see `hydra_llm.simulation.server.Port`."""
+    """A port; see `hydra_llm.simulation.stage.Port`."""
 
     def __init__(self, network: VirtualNetwork, host: str, number: int) -> None:
         self._network = network
         self._host = host
         self.port = number
-        self.make: Callable[[], Connection] | None = None
+        self.make: Callable[[], asyncio.Protocol] | None = None
+        self.is_silent = False
 
-    def listen(self, thread: Runs, make: Callable[[], Connection]) -> None:
+    def listen(self, thread: Runs, make: Callable[[], asyncio.Protocol]) -> None:
         """Let clients in."""
-        self.make = make
+        self.make, self.is_silent = make, False
 
     def refuse(self) -> None:
         """Let nobody in."""
-        self.make = None
+        self.make, self.is_silent = None, False
+
+    def silence(self) -> None:
+        """Let nobody in and say nothing."""
+        self.make, self.is_silent = None, True
 
     def close(self) -> None:
         """Give the port back."""
-        self.make = None
+        self.refuse()
         self._network.give_back(self._host, self.port)
 
 
@@ -116,7 +121,7 @@ class _Link:
           └───either resets, or the client closes──▶ gone
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, server: Connection) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, server: asyncio.Protocol) -> None:
         self._loop = loop
         self._come = bytearray()
         self._is_ended = False
@@ -160,6 +165,11 @@ class _Link:
 
     # ------------------------------------------------------------------ from the server
 
+    @property
+    def unread(self) -> int:
+        """Bytes that the client has not read."""
+        return len(self._come)
+
     def arrive(self, data: bytes) -> None:
         """Take what the server sends."""
         self._come += data
@@ -183,7 +193,9 @@ def _time_is_over(reader: asyncio.Future[None]) -> None:
 class _ServerEnd(asyncio.Transport):
     """A connection as its server has it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, link: _Link, server: Connection) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, link: _Link, server: asyncio.Protocol
+    ) -> None:
         self._socket = _Socket()
         super().__init__({"socket": self._socket})
         self._loop = loop
@@ -229,7 +241,7 @@ class _ServerEnd(asyncio.Transport):
         """Read on."""
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self._link.unread
 
 
 class _Socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -14,7 +15,8 @@ import h11
 import httpx
 import pytest
 
-from hydra_llm.simulation.server import Connection, Listener, LoopThread
+from hydra_llm.simulation.listener import Listener
+from hydra_llm.simulation.server import Connection, LoopThread
 from hydra_llm.testing import (
     CutFault,
     ErrorBodyFault,
@@ -301,6 +303,7 @@ async def test_a_port_closed_while_it_begins_to_listen_is_closed_after_it() -> N
 
 class NodeStub:
     is_frozen = False
+    tls: ssl.SSLContext | None = None
 
     def request(self, connection: Connection, request: h11.Request, body: bytes) -> None: ...
     def left(self, connection: Connection) -> None: ...

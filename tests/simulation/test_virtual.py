@@ -88,6 +88,18 @@ def test_a_world_in_which_everybody_waits_says_so(monkeypatch: pytest.MonkeyPatc
             world.run(asyncio.Event().wait())
 
 
+def test_a_world_in_which_time_stands_still_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hydra_llm.simulation.virtual_loop._MOST_TURNS", 1000)
+
+    async def restless() -> None:
+        while True:
+            await asyncio.sleep(0)
+
+    with VirtualCluster([]) as world:
+        with pytest.raises(RuntimeError, match="stands still"):
+            world.run(restless())
+
+
 def test_an_answer_takes_the_virtual_time_that_the_model_takes() -> None:
     # 2 GB at 2 GB/s and half a second: a load of 1.5 s; 400 GB/s reads them 200 times a second.
     model = SimulatedModel("m", size_gb=2.0)
@@ -216,26 +228,46 @@ def test_the_virtual_network_says_what_sockets_say(name: str) -> None:
     assert virtual == real
 
 
+Change = Callable[[VirtualCluster], None]
+
+
 @pytest.mark.parametrize(
-    ("way", "seconds", "reason"),
+    ("broken", "mended", "seconds", "reason"),
     [
-        ("black hole", 5.0, "timed out"),
-        ("no route", 0.0, "connection failed"),
-        ("unknown host", 0.0, "unknown host name"),
+        (
+            lambda world: world["a"].vanish(),
+            lambda world: world["a"].reappear(),
+            5.0,
+            "timed out",
+        ),
+        (
+            lambda world: world.set_way("a", "no route"),
+            lambda world: world.set_way("a", "open"),
+            0.0,
+            "connection failed",
+        ),
+        (
+            lambda world: world.set_way("a", "unknown host"),
+            lambda world: world.set_way("a", "open"),
+            0.0,
+            "unknown host name",
+        ),
     ],
 )
-def test_a_broken_way_costs_its_time_and_is_named(way: Any, seconds: float, reason: str) -> None:
+def test_a_broken_way_costs_its_time_and_is_named(
+    broken: Change, mended: Change, seconds: float, reason: str
+) -> None:
     with VirtualCluster([SimulatedNode("a")]) as world:
         router = router_of(world)
 
         async def work() -> None:
             await router.await_until_seen()
-            world.set_way("a", way)
+            broken(world)
             began = world.now
             with pytest.raises(AllNodesFailedError, match=reason):
                 await chat(router)
             assert world.now - began == pytest.approx(seconds, abs=0.01)
-            world.set_way("a", "open")
+            mended(world)
             await asyncio.sleep(10)
             assert await chat(router)
             await router.aclose()
