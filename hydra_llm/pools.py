@@ -18,7 +18,9 @@ from typing import Any
 import httpcore
 import httpx
 
+from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.patience import AsyncPatientBackend, PatientBackend
+from hydra_llm.world import World
 
 LIMITS = httpx.Limits(
     # The scheduler decides how much a node gets; a pool limit would only queue blindly.
@@ -61,10 +63,14 @@ class Pools:
 
     Args:
         verify: True for the usual authorities, a CA file, False for none, or a TLS context.
+        world: what stands in for the network; there are no pools then.
     """
 
-    def __init__(self, *, verify: bool | str | ssl.SSLContext = True) -> None:
+    def __init__(
+        self, *, verify: bool | str | ssl.SSLContext = True, world: World | None = None
+    ) -> None:
         self._verify = verify
+        self._world = world
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
         self._sync: httpx.HTTPTransport | None = None
@@ -88,6 +94,11 @@ class Pools:
 
     def sync(self) -> httpx.HTTPTransport:
         """The pool of the sync doors; any thread may use it."""
+        if self._world is not None:
+            raise ConfigurationError(
+                "a router in a world of its own has async doors only: use AsyncClient or "
+                "AsyncHydraTransport"
+            )
         if self._process != os.getpid():
             self._forget_the_parents()
         pool = self._sync
@@ -98,8 +109,10 @@ class Pools:
                 pool = self._sync
         return pool
 
-    async def of_this_loop(self) -> httpx.AsyncHTTPTransport:
+    async def of_this_loop(self) -> httpx.AsyncBaseTransport:
         """The pool of the running event loop."""
+        if self._world is not None:
+            return self._world.transport
         if self._process != os.getpid():
             self._forget_the_parents()
         loop = asyncio.get_running_loop()

@@ -60,6 +60,7 @@ from hydra_llm.types import (
     canonical_model_name,
 )
 from hydra_llm.words import RoutingWords, read_words
+from hydra_llm.world import World
 
 if TYPE_CHECKING:
     from hydra_llm.discovery import Search, SearchResult
@@ -92,6 +93,9 @@ class Router:
         costs: further cost terms by name, ``(request, node, moment) -> seconds >= 0``.
         on_event: called with every :class:`hydra_llm.events.Event`, from any thread.
         on_decision: called with the :class:`RoutingDecision` of every finished request.
+        clock: what time it is, in seconds that never go back.
+        world: stands in for this machine and its network, as
+            :class:`hydra_llm.testing.VirtualCluster` does; it has a clock of its own.
 
     Raises:
         ConfigurationError: a setting or a node is wrong.
@@ -107,9 +111,12 @@ class Router:
         on_event: Callable[[Event], None] | None = None,
         on_decision: Callable[[RoutingDecision], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        world: World | None = None,
     ) -> None:
         self.settings, self._configured = _settings_and_nodes(nodes, settings)
-        self._clock = clock
+        self._world = world
+        self._clock = clock = clock if world is None else world.clock
+        self._wall_clock = time.time if world is None else world.wall_clock
         self._rng = random.Random(self.settings.random_seed)
         self._scheduler = Scheduler(filters=filters, costs=costs)
         self._prices = _prices(self.settings)
@@ -126,7 +133,7 @@ class Router:
         path = self.settings.cordons_file
         self._cordons = None if path is None else CordonsFile(path)
         self._keeping = self._new_keeping()
-        self._pools = Pools(verify=self.settings.verify)
+        self._pools = Pools(verify=self.settings.verify, world=world)
         self._start_lock = threading.Lock()
         self._is_closed = False
         self._seen_by: Collector | None = None
@@ -196,7 +203,10 @@ class Router:
             timeout_seconds=settings.health_check_timeout,
             monitor_vram=settings.vram_monitoring,
             clock=self._clock,
+            wall_clock=self._wall_clock,
+            rng=random.Random(settings.random_seed),
             ssl_context=self._pools.ssl_context if _uses_tls(self._configured) else None,
+            world=self._world,
         )
         collector.add_tick(lambda: (call := tick()) and call())
         look_for_cordons = weakref.WeakMethod(self._look_for_cordons)
@@ -212,7 +222,9 @@ class Router:
         path = self.settings.rates_file
         if path is None:
             return None
-        keeping = Keeping(RatesFile(path), self._cluster, clock=self._clock)
+        keeping = Keeping(
+            RatesFile(path), self._cluster, clock=self._clock, wall_clock=self._wall_clock
+        )
         # At the interpreter's end nobody may have closed the router.
         weakref.finalize(self, keeping.write)
         return keeping
@@ -348,7 +360,12 @@ class Router:
         """As :meth:`close`, from an event loop."""
         self._is_closed = True
         self._finalizer.detach()
-        await asyncio.to_thread(self._stop_threads)
+        if self._world is None:
+            await asyncio.to_thread(self._stop_threads)
+        else:
+            self._stop_threads()  # there are none to wait for
+            for collector in (*self._retired, self._collector):
+                await collector.astop()
         await self._pools.aclose()
 
     def __enter__(self) -> Router:

@@ -37,6 +37,7 @@ from hydra_llm.simulation.faults import (
 from hydra_llm.simulation.names import HostNames
 from hydra_llm.simulation.node import SimulatedNode
 from hydra_llm.simulation.settings import Gpu
+from hydra_llm.simulation.virtual import VirtualCluster
 
 __all__ = [
     "Behaviour",
@@ -65,4 +66,5 @@ __all__ = [
     "StallFault",
     "StatusFault",
     "TokenFault",
+    "VirtualCluster",
 ]

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from hydra_llm.probes.futures import settled, wait_async, wait_sync
-from hydra_llm.probes.thread import CollectorThread, Observer, Plan
+from hydra_llm.probes.thread import CollectorRun, CollectorTask, CollectorThread, Observer, Plan
 from hydra_llm.types import Node
+from hydra_llm.world import World
 
 __all__ = ["Collector"]
 
@@ -47,8 +48,10 @@ class Collector:
         monitor_vram: whether to read the memory of this machine, for nodes that run on it, and
             the nodes' exporters.
         clock: of ``observed_at``.
+        wall_clock: Unix time, in which Ollama says when a model will go.
         rng: draws the jitter.
         ssl_context: for https, of nodes and exporters, or what makes it once it is needed.
+        world: where to work instead of on a thread and a network.
     """
 
     def __init__(
@@ -60,8 +63,10 @@ class Collector:
         timeout_seconds: float = 2.0,
         monitor_vram: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         ssl_context: SslContext = None,
+        world: World | None = None,
     ) -> None:
         self._ticks: list[Callable[[], object]] = []
         self._plan = Plan(
@@ -72,12 +77,14 @@ class Collector:
             timeout_seconds=timeout_seconds,
             monitor_vram=monitor_vram,
             clock=clock,
+            wall_clock=wall_clock,
             rng=random.Random() if rng is None else rng,
         )
         self._ssl_context = ssl_context
+        self._world = world
         # Reentrant: the garbage collector may call stop() where start() holds it.
         self._lock = threading.RLock()
-        self._run: CollectorThread | None = None
+        self._run: CollectorRun | None = None
         self._is_stopped = False
         _collectors.add(self)
 
@@ -91,11 +98,15 @@ class Collector:
         """Begin to probe; done already, or stopped, it does nothing."""
         if self._run is not None or self._is_stopped:
             return
-        context = self._tls()
+        context = self._tls() if self._world is None else False
         with self._lock:
             if self._run is not None or self._is_stopped:
                 return
-            run = CollectorThread(self._plan, context)
+            run: CollectorRun
+            if self._world is None:
+                run = CollectorThread(self._plan, context)
+            else:
+                run = CollectorTask(self._plan, self._world)
             run.start()
             weakref.finalize(self, run.request_stop)
             self._run = run
@@ -126,6 +137,12 @@ class Collector:
             run.request_stop()
             run.join(timeout_seconds)
 
+    async def astop(self) -> None:
+        """As :meth:`stop`, without blocking the event loop."""
+        self.stop(0.0)
+        if self._run is not None:
+            await self._run.ended()
+
     def forget_the_parents(self) -> None:
         """In a forked child: the thread is not here, and its loop and sockets are the parent's."""
         self._lock = threading.RLock()
@@ -148,7 +165,9 @@ class Collector:
         self, node_ids: Iterable[str] | None = None, timeout_seconds: float = 3.0
     ) -> bool:
         """Probe these nodes now and wait for it; whether all were seen in that time."""
-        return wait_sync(self._seen_after_now(node_ids), timeout_seconds)
+        seen = self._seen_after_now(node_ids)
+        # Its own thread cannot wait for itself.
+        return not self._is_on_its_thread() and wait_sync(seen, timeout_seconds)
 
     async def arefresh_and_wait(
         self, node_ids: Iterable[str] | None = None, timeout_seconds: float = 3.0
@@ -161,9 +180,10 @@ class Collector:
         run = self._run
         if run is None:
             return [settled(False)]
-        seen = run.refresh(node_ids)
-        # Its own thread cannot wait for itself.
-        return [settled(False)] if run.is_this_thread() else seen
+        return run.refresh(node_ids)
+
+    def _is_on_its_thread(self) -> bool:
+        return self._run is not None and self._run.is_this_thread()
 
     def wait_first(self, timeout_seconds: float) -> None:
         """
@@ -172,7 +192,9 @@ class Collector:
         It ends when every node has answered or failed once, or a quarter of a second after
         one was seen up, or when the time is over: a node that hangs costs no more than that.
         """
-        wait_sync(self._first_seen(), timeout_seconds)
+        seen = self._first_seen()
+        if not self._is_on_its_thread():
+            wait_sync(seen, timeout_seconds)
 
     async def await_first(self, timeout_seconds: float) -> None:
         """As :meth:`wait_first`, without blocking the event loop."""
@@ -181,7 +203,7 @@ class Collector:
     def _first_seen(self) -> list[Future[bool]]:
         self.start()
         run = self._run
-        return [] if run is None or run.is_this_thread() else [run.when_first_seen()]
+        return [] if run is None else [run.when_first_seen()]
 
 
 # -------------------------------------------------------------------------- forks

@@ -1,4 +1,4 @@
-"""The collector's thread and what lives on it."""
+"""The collector's work on an event loop, and the thread that it has as a rule."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import random
 import ssl
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,8 +24,9 @@ from hydra_llm.probes.node import NodeProbe
 from hydra_llm.probes.shown import ShowCache
 from hydra_llm.probes.watch import NodeWatch
 from hydra_llm.types import Node, Observation
+from hydra_llm.world import World
 
-__all__ = ["CollectorThread"]
+__all__ = ["CollectorRun", "CollectorTask", "CollectorThread"]
 
 log = logging.getLogger("hydra_llm")
 
@@ -59,47 +61,48 @@ class Plan:
     timeout_seconds: float
     monitor_vram: bool
     clock: Callable[[], float]
+    wall_clock: Callable[[], float]
     rng: random.Random
 
 
-class CollectorThread:
-    """One thread with its event loop, from start to stop. It does not know its Collector."""
+class CollectorRun(ABC):
+    """The probing on one event loop, from start to stop. It does not know its Collector."""
 
-    def __init__(self, plan: Plan, ssl_context: ssl.SSLContext | bool) -> None:
+    def __init__(self, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
         self._plan = plan
-        self._ssl_context = ssl_context
+        self._loop = loop
         self._process = os.getpid()
         # Reentrant: request_stop() is a finalizer and may come in anywhere.
         self._lock = threading.RLock()
         self._first = FirstLook({node.id for node in plan.nodes})
         self._is_over = False
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(Errands())
         self._stopping = asyncio.Event()
         self._watches = {
             node.id: NodeWatch(
-                node.id, self._observe, interval_seconds=plan.interval_seconds, rng=plan.rng
+                node.id,
+                self._observe,
+                interval_seconds=plan.interval_seconds,
+                rng=plan.rng,
+                now=plan.clock,
             )
             for node in plan.nodes
         }
-        self._thread = threading.Thread(target=self._main, name="hydra-llm-collector", daemon=True)
 
+    @abstractmethod
     def start(self) -> None:
         """Begin."""
-        try:
-            self._thread.start()
-        except BaseException:
-            self._loop.close()
-            raise
 
+    @abstractmethod
     def is_this_thread(self) -> bool:
-        """Whether the caller runs on it."""
-        return threading.current_thread() is self._thread
+        """Whether the caller runs on its thread."""
 
+    @abstractmethod
     def join(self, timeout_seconds: float) -> None:
-        """Wait for its end, unless on it."""
-        if not self.is_this_thread():
-            self._thread.join(timeout_seconds)
+        """Wait for its end, unless on its thread."""
+
+    @abstractmethod
+    async def ended(self) -> None:
+        """As :meth:`join`, without blocking the event loop."""
 
     def request_stop(self) -> None:
         """Have it end soon; from anywhere, and more than once."""
@@ -135,27 +138,19 @@ class CollectorThread:
             self._loop.call_soon_threadsafe(call)
             return True
 
-    # ------------------------------------------------------------ on the thread
+    # -------------------------------------------------------------- on the loop
 
-    def _main(self) -> None:
-        try:
-            self._loop.run_until_complete(self._work())
-        except Exception:
-            log.exception("the collector thread failed")
-        finally:
-            with self._lock:
-                self._is_over = True
-            # This also answers what was asked for in the last moment.
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._first.end()
-            for watch in self._watches.values():
-                watch.end()
-            self._loop.close()
+    def _end(self) -> None:
+        """Nothing is taken on any more."""
+        with self._lock:
+            self._is_over = True
 
-    async def _work(self) -> None:
-        transport = httpx.AsyncHTTPTransport(
-            verify=self._ssl_context, limits=LIMITS, trust_env=False
-        )
+    def _let_nobody_wait(self) -> None:
+        self._first.end()
+        for watch in self._watches.values():
+            watch.end()
+
+    async def _work(self, transport: httpx.AsyncBaseTransport) -> None:
         local = LocalMemory(clock=self._plan.clock) if self._plan.monitor_vram else None
         shown = ShowCache()
         tasks = [asyncio.ensure_future(self._tick())]
@@ -172,6 +167,7 @@ class CollectorThread:
                 exporter=exporter,
                 timeout_seconds=self._plan.timeout_seconds,
                 clock=self._plan.clock,
+                wall_clock=self._plan.wall_clock,
             )
             tasks.append(asyncio.ensure_future(self._watches[node.id].run(probe)))
         try:
@@ -180,8 +176,6 @@ class CollectorThread:
             await _cancel(tasks)
             # After the rounds, which begin them.
             await _cancel(page for exporter in exporters for page in exporter.under_way)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(transport.aclose(), CLOSE_SECONDS)
             if local is not None:
                 local.close()
 
@@ -195,6 +189,7 @@ class CollectorThread:
             # A slow page comes too late for its own round, and has to serve the next one.
             kept_seconds=max(KEPT_SECONDS, 2.5 * self._plan.interval_seconds),
             clock=self._plan.clock,
+            wall_clock=self._plan.wall_clock,
         )
 
     async def _tick(self) -> None:
@@ -212,6 +207,101 @@ class CollectorThread:
         except Exception:
             log.exception("what was seen of node %s could not be taken in", seen.node_id)
         self._first.note(seen)
+
+
+class CollectorThread(CollectorRun):
+    """Probes on a thread with an event loop of its own."""
+
+    def __init__(self, plan: Plan, ssl_context: ssl.SSLContext | bool) -> None:
+        loop = asyncio.new_event_loop()
+        loop.set_default_executor(Errands())
+        super().__init__(plan, loop)
+        self._ssl_context = ssl_context
+        self._thread = threading.Thread(target=self._main, name="hydra-llm-collector", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        try:
+            self._thread.start()
+        except BaseException:
+            self._loop.close()
+            raise
+
+    def is_this_thread(self) -> bool:
+        """Whether the caller runs on it."""
+        return threading.current_thread() is self._thread
+
+    def join(self, timeout_seconds: float) -> None:
+        """Wait for its end, unless on it."""
+        if not self.is_this_thread():
+            self._thread.join(timeout_seconds)
+
+    async def ended(self) -> None:
+        """As :meth:`join`, without blocking the event loop."""
+        await asyncio.to_thread(self.join, CLOSE_SECONDS)
+
+    async def _connect_and_work(self) -> None:
+        transport = httpx.AsyncHTTPTransport(
+            verify=self._ssl_context, limits=LIMITS, trust_env=False
+        )
+        try:
+            await self._work(transport)
+        finally:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(transport.aclose(), CLOSE_SECONDS)
+
+    def _main(self) -> None:
+        try:
+            self._loop.run_until_complete(self._connect_and_work())
+        except Exception:
+            log.exception("the collector thread failed")
+        finally:
+            self._end()
+            # This also answers what was asked for in the last moment.
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._let_nobody_wait()
+            self._loop.close()
+
+
+class CollectorTask(CollectorRun):
+    """Probes on the loop of a world that stands in for the machine, and through its transport."""
+
+    def __init__(self, plan: Plan, world: World) -> None:
+        super().__init__(plan, world.loop)
+        self._world = world
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin with the loop's next turn."""
+        self._task = self._loop.create_task(self._main())
+
+    def is_this_thread(self) -> bool:
+        """Say that it is: in such a world there is one thread, and it cannot wait for itself."""
+        return True
+
+    def join(self, timeout_seconds: float) -> None:
+        """Do not wait: see :meth:`ended`."""
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _call_soon(self, call: Callable[[], object]) -> bool:
+        try:
+            return super()._call_soon(call)
+        except RuntimeError:  # the world has ended before it, loop and all
+            return False
+
+    async def _main(self) -> None:
+        try:
+            await self._work(self._world.transport)
+        except Exception:
+            log.exception("the collector failed")
+        finally:
+            self._end()
+            await asyncio.sleep(0)  # what was asked for in the last moment
+            self._let_nobody_wait()
 
 
 async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:

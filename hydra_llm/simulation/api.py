@@ -102,6 +102,7 @@ class OllamaApi:
         server: what schedules and computes.
         models: what is installed.
         wall_at: turns the server model's time into seconds since 1970.
+        wall_clock: seconds since 1970 now.
         speed: simulated seconds in a second of the client's clock.
     """
 
@@ -111,11 +112,13 @@ class OllamaApi:
         models: Mapping[str, SimulatedModel],
         *,
         wall_at: Callable[[float], float],
+        wall_clock: Callable[[], float] = time.time,
         speed: float = 1.0,
     ) -> None:
         self.server = server
         self.models = dict(models)
         self._wall_at = wall_at
+        self._wall_clock = wall_clock
         self._speed = speed
         self._number = 0
         self._arranged = _NOTHING
@@ -351,6 +354,7 @@ class OllamaApi:
             prompt_tokens=len(prompt),
             is_modern=self.settings.is_modern,
             number=self._number,
+            wall=self._wall_clock,
             speed=self._speed,
         )
         exchange = writer(context)
@@ -466,7 +470,7 @@ class OllamaApi:
         return json_reply({**self._head(asked), **empty, **ending})
 
     def _head(self, asked: Asked) -> dict[str, Any]:
-        return {"model": asked.model, "created_at": date_text(time.time())}
+        return {"model": asked.model, "created_at": date_text(self._wall_clock())}
 
     # ------------------------------------------------------------------ embeddings
 

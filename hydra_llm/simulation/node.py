@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hydra_llm.simulation.calls import RequestRecord
 from hydra_llm.simulation.catalog import GB, SimulatedModel, known_models
 from hydra_llm.simulation.faults import Fault, PsFault, SlowFault
-from hydra_llm.simulation.listener import Listener
 from hydra_llm.simulation.records import Eviction, Job, LoadedRunner, LoadRecord, Options
 from hydra_llm.simulation.server import Connection, LoopThread
 from hydra_llm.simulation.serving import NodeServing
 from hydra_llm.simulation.settings import Gpu, NodeSettings
+from hydra_llm.simulation.stage import Port, Stage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,6 +56,7 @@ class SimulatedNode:
         speed: simulated seconds in one real second.
         port: 0 takes a free one.
         token_output: tokens of a plain answer.
+        keep_requests: how many of the latest requests are remembered; all by default.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class SimulatedNode:
         port: int = 0,
         token_output: int = 64,
         seed: int = 0,
+        keep_requests: int | None = None,
     ) -> None:
         self.id = id
         self.host = host
@@ -118,10 +119,12 @@ class SimulatedNode:
         )
         self._wanted_port = port
         installed = {model.parsed.key: model for model in map(_model, models)}
-        self._serving = NodeServing(self, self.settings, installed, speed=speed)
-        self._thread: LoopThread | None = None
+        self._serving = NodeServing(
+            self, self.settings, installed, speed=speed, keep_requests=keep_requests
+        )
+        self._thread: Stage | None = None
         self._owns_thread = False
-        self._listener: Listener | None = None
+        self._listener: Port | None = None
         self._flapping: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -133,13 +136,19 @@ class SimulatedNode:
 
     # ------------------------------------------------------------------ life
 
-    def start(self, thread: LoopThread | None = None) -> Self:
+    def start(self, thread: Stage | None = None) -> Self:
         """Listen; ``thread`` shares one with other nodes."""
         if self._thread is not None:
             raise RuntimeError(f"node {self.id} has been started already")
-        self._listener = Listener(self.host, self._wanted_port)
         self._owns_thread = thread is None
-        thread = self._thread = thread or LoopThread(f"simulated-ollama-{self.id}")
+        thread = thread or LoopThread(f"simulated-ollama-{self.id}")
+        try:
+            self._listener = thread.port(self.host, self._wanted_port)
+        except BaseException:
+            if self._owns_thread:
+                thread.close()
+            raise
+        self._thread = thread
         self._rise(thread, self._listener)
         return self
 
@@ -151,9 +160,7 @@ class SimulatedNode:
         self._do(self._end_flapping)
         self._do(self._serving.fall)
         self._do(listener.close)
-        deadline = time.monotonic() + _STOPPING_S
-        while self.open_connections and time.monotonic() < deadline:
-            time.sleep(0.001)
+        thread.wait_until(lambda: not self.open_connections, _STOPPING_S)
         self._thread = self._listener = None
         if self._owns_thread:
             thread.close()
@@ -401,6 +408,11 @@ class SimulatedNode:
         return self._do(self._serving.records)
 
     @property
+    def peaks(self) -> dict[str, int]:
+        """The most requests that each model, as requests spell it, ever had at one time."""
+        return self._do(lambda: dict(self._serving.peaks))
+
+    @property
     def in_flight(self) -> int:
         """Requests it has not answered yet."""
         return self._do(lambda: self._serving.in_flight)
@@ -461,8 +473,8 @@ class SimulatedNode:
 
     # ------------------------------------------------------------------ inside
 
-    def _rise(self, thread: LoopThread, listener: Listener) -> None:
-        thread.call(lambda: self._serving.rise(thread.loop))
+    def _rise(self, thread: Stage, listener: Port) -> None:
+        thread.call(lambda: self._serving.rise(thread))
         listener.listen(thread, self._connection)
 
     def _connection(self) -> Connection:

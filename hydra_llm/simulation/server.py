@@ -10,6 +10,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Any, Protocol, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import h11
 
 from hydra_llm.simulation.dripping import Drops
+from hydra_llm.simulation.listener import Listener
 from hydra_llm.simulation.tls import Tls
 from hydra_llm.simulation.wire import Reply
 
@@ -32,6 +34,9 @@ _LAST_TURNS = 5
 
 class LoopThread:
     """An event loop on a thread; several nodes may share one."""
+
+    clock = staticmethod(time.monotonic)
+    wall_clock = staticmethod(time.time)
 
     def __init__(self, name: str = "simulated-ollama") -> None:
         self.loop = asyncio.new_event_loop()
@@ -76,6 +81,17 @@ class LoopThread:
             task.add_done_callback(self._tasks.discard)
             return
         asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    def port(self, host: str, number: int) -> Listener:
+        """Take a port; 0 takes a free one."""
+        return Listener(host, number)
+
+    @staticmethod
+    def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until something is so, for so many seconds at most."""
+        deadline = time.monotonic() + timeout_s
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def close(self) -> None:
         """Stop the loop and wait for the thread to end."""

@@ -10,7 +10,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from hydra_llm.simulation.model import OllamaServer
 from hydra_llm.simulation.records import Event, Eviction, Failure, Job, LoadRecord, Ticket
 from hydra_llm.simulation.server import Connection
 from hydra_llm.simulation.settings import NodeSettings
+from hydra_llm.simulation.stage import Stage
 from hydra_llm.simulation.striking import (
     Faults,
     arranged,
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from hydra_llm.simulation.node import SimulatedNode
 
 __all__ = ["NodeServing"]
+
+_LEAST_DELAY_S = 1e-9
+"""Rounding may leave an event a hair ahead of a clock that does not go on by itself."""
 
 
 class NodeServing:
@@ -76,6 +80,7 @@ class NodeServing:
         models: Mapping[str, SimulatedModel],
         *,
         speed: float,
+        keep_requests: int | None = None,
     ) -> None:
         self.settings = settings
         self.models = dict(models)
@@ -83,13 +88,24 @@ class NodeServing:
         self.is_frozen = False
         self.tls: ssl.SSLContext | None = None
         self.faults = Faults(rng_of("faults", settings.seed, owner.id), self._would_load)
-        self.connections: set[Connection] = set()
+        # No set: in which order they break has to be the same when a run is repeated.
+        self.connections: dict[Connection, None] = {}
+        self.peaks: dict[str, int] = {}
         self._owner = owner
         self._speed = speed
         self._calls: dict[Connection, Call] = {}
         self._tickets: dict[int, Call] = {}
-        self._records: list[Call | RequestRecord] = []
-        self._began = time.monotonic()
+        self._asking: Counter[str] = Counter()
+        """Requests for each model that are being answered."""
+        self._records: dict[int, Call | RequestRecord] = {}
+        self._number = 0
+        self._keep_requests = keep_requests
+        self._clock = time.monotonic
+        self._wall_clock = time.time
+        self._began: float | None = None
+        """When it first rose; its own time begins then."""
+        self._ahead = 0.0
+        """What clients' dates have over the clock."""
         self._frozen_at = 0.0
         self._at: float | None = None
         """The instant being dealt with, while there is one."""
@@ -106,9 +122,14 @@ class NodeServing:
 
     # ------------------------------------------------------------------ up, down, frozen
 
-    def rise(self, loop: asyncio.AbstractEventLoop) -> None:
+    def rise(self, stage: Stage) -> None:
         """Begin to work, with nothing loaded but what was preloaded while down."""
-        self._loop, self.is_up = loop, True
+        if self._loop is not stage.loop:
+            now = self.now
+            self._clock, self._wall_clock = stage.clock, stage.wall_clock
+            self._began = self._clock() - now / self._speed
+            self._ahead = self._wall_clock() - self._clock()
+        self._loop, self.is_up = stage.loop, True
         self.tick()
 
     def fall(self) -> None:
@@ -121,7 +142,7 @@ class NodeServing:
         self._tickets.clear()
         self._backlog.clear()
         self._guests.clear()
-        for connection in self.connections:
+        for connection in list(self.connections):
             connection.drop()
         server = self.api.server
         self._past_loads += server.loads
@@ -141,7 +162,7 @@ class NodeServing:
         """Stand still."""
         if not self.is_frozen:
             with self.moment():
-                self.is_frozen, self._frozen_at = True, time.monotonic()
+                self.is_frozen, self._frozen_at = True, self._clock()
             self._cancel_timer()
 
     def thaw(self) -> None:
@@ -149,7 +170,8 @@ class NodeServing:
         if not self.is_frozen:
             return
         self.is_frozen = False
-        self._began += time.monotonic() - self._frozen_at
+        if self._began is not None:
+            self._began += self._clock() - self._frozen_at
         for connection in list(self.connections):
             connection.thaw()
         self.tick()
@@ -161,7 +183,9 @@ class NodeServing:
         """Simulated seconds since the start."""
         if self._at is not None:
             return self._at
-        real = self._frozen_at if self.is_frozen else time.monotonic()
+        if self._began is None:
+            return 0.0
+        real = self._frozen_at if self.is_frozen else self._clock()
         return (real - self._began) * self._speed
 
     @contextmanager
@@ -213,7 +237,7 @@ class NodeServing:
         self._cancel_timer()
         at = self.api.server.next_event_at()
         if at is not None and self._is_awake and self._loop is not None:
-            delay = max(0.0, (at - self.now) / self._speed)
+            delay = max(_LEAST_DELAY_S, (at - self.now) / self._speed)
             self._timer = self._loop.call_later(delay, self.tick)
 
     def _cancel_timer(self) -> None:
@@ -221,9 +245,13 @@ class NodeServing:
             self._timer.cancel()
             self._timer = None
 
+    def _wall_now(self) -> float:
+        return self._wall_clock()
+
     def _wall_at(self, simulated: float) -> float:
         """When, on the clients' clock, something happens: a date has to be true for them."""
-        return time.time() + (simulated - self.now) / self._speed
+        # Not from what time it is now: asked twice, a date has to be the same to the last digit.
+        return self._ahead + (self._began or 0.0) + simulated / self._speed
 
     def _later(self, seconds: float, what: Any) -> None:
         if self._loop is not None:
@@ -231,7 +259,13 @@ class NodeServing:
 
     def _new_api(self) -> OllamaApi:
         server = OllamaServer(self.settings)
-        return OllamaApi(server, self.models, wall_at=self._wall_at, speed=self._speed)
+        return OllamaApi(
+            server,
+            self.models,
+            wall_at=self._wall_at,
+            wall_clock=self._wall_now,
+            speed=self._speed,
+        )
 
     # ------------------------------------------------------------------ what is so
 
@@ -257,7 +291,7 @@ class NodeServing:
 
     def records(self) -> list[RequestRecord]:
         """Every request so far, oldest first."""
-        return [one.record if isinstance(one, Call) else one for one in self._records]
+        return [one.record if isinstance(one, Call) else one for one in self._records.values()]
 
     def find(self, name: str) -> SimulatedModel | None:
         """Give the installed model of that name."""
@@ -268,13 +302,13 @@ class NodeServing:
 
     def opened(self, connection: Connection) -> None:
         """Take notice of a new connection; one that was accepted just before a death is cut."""
-        self.connections.add(connection)
+        self.connections[connection] = None
         if not self.is_up:
             connection.drop()
 
     def left(self, connection: Connection) -> None:
         """Free what a client held that has left."""
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         call = self._calls.get(connection)
         if call is not None:
             with self.moment():
@@ -293,11 +327,10 @@ class NodeServing:
             model=model if isinstance(model, str) else None,
             body=document,
             headers=headers,
-            at=time.monotonic(),
+            at=self._clock(),
         )
-        call = Call(connection, record, len(self._records), self.faults.strike(record))
-        self._calls[connection] = call
-        self._records.append(call)
+        call = Call(connection, record, self._number, self.faults.strike(record))
+        self._take_down(call)
         for fault in call.faults:
             if isinstance(fault, SlowLorisFault) and not fault.after:
                 connection.drip(fault.pause_s, spare_head=fault.after == 0)
@@ -321,6 +354,16 @@ class NodeServing:
                 call.exchange = answer
                 self._tickets[answer.ticket.id] = call
                 self._at_tokens(call, 0)
+
+    def _take_down(self, call: Call) -> None:
+        """Keep the books of a request that has come."""
+        self._number += 1
+        self._calls[call.connection] = self._records[call.number] = call
+        if self._keep_requests is not None and len(self._records) > self._keep_requests:
+            del self._records[next(iter(self._records))]
+        if (model := _model_at_work(call.record)) is not None:
+            self._asking[model] += 1
+            self.peaks[model] = max(self.peaks.get(model, 0), self._asking[model])
 
     # ------------------------------------------------------------------ answering
 
@@ -378,9 +421,12 @@ class NodeServing:
             self.api.server.cancel(call.exchange.ticket, self.now)
 
     def _over(self, call: Call, outcome: Outcome) -> None:
-        call.note(finished=time.monotonic(), outcome=outcome)
+        call.note(finished=self._clock(), outcome=outcome)
         # Only the record is kept: a call holds the whole answer.
-        self._records[call.number] = call.record
+        if call.number in self._records:
+            self._records[call.number] = call.record
+        if (model := _model_at_work(call.record)) is not None:
+            self._asking[model] -= 1
 
     # ------------------------------------------------------------------ striking
 
@@ -501,6 +547,11 @@ class NodeServing:
                 self._reply(call, reply)
 
         self._later(wait, send)
+
+
+def _model_at_work(record: RequestRecord) -> str | None:
+    """The model that a request keeps busy."""
+    return None if record.path == "/api/show" else record.model
 
 
 def _is_loopback(host: str) -> bool:
