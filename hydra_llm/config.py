@@ -206,8 +206,8 @@ class HydraSettings(BaseSettings):
     first_byte_timeout: Seconds = 300.0
     """Seconds until the first part of a stream is there; loading a model falls into them."""
     whole_answer_timeout: Seconds = 1800.0
-    """Seconds until an answer that comes in one piece begins, and again until it has ended; all
-    of generating it falls into them."""
+    """Seconds until an answer that comes in one piece is there; all of generating it falls into
+    them."""
     stream_idle_timeout: Seconds = 120.0
     """Seconds until the next part of a stream that has begun is there. Where a node's pace is
     known it is the time of 50 tokens, if that is less, but 10 seconds at least."""

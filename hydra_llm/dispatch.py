@@ -394,13 +394,11 @@ class Dispatch:
         }
 
     def patience(self, incoming: httpx.Request) -> Patience:
-        """Silence allowed between two parts of a stream, and the time for each whole part."""
+        """Silence allowed once an answer has begun."""
         asked: Mapping[str, float | None] = incoming.extensions.get("timeout") or {}
         idle = _least(asked.get("read"), self._idle_seconds(), self.seconds_left())
         assert idle is not None
-        patience = Patience(idle, self._clock)
-        patience.begin(idle)
-        return patience
+        return Patience(idle, self._clock)
 
     def _idle_seconds(self) -> float:
         """By the node's own pace if that is known, and if it says something of its silences."""

@@ -42,6 +42,11 @@ class Patience(float):
         """The next part has to be here, as a whole, within so many seconds from now."""
         self._ends = self._clock() + seconds
 
+    def ends_with(self, other: float | None) -> None:
+        """The first part has to be here when another one's time is over."""
+        if isinstance(other, Patience):
+            self._ends = other._ends
+
     def pause(self) -> None:
         """Whoever reads does something else: that time is not the node's."""
         self._paused_at = self._clock()

@@ -675,7 +675,10 @@ def _patient(router: Router, request: httpx.Request) -> dict[str, float | None]:
 
 def _patience(dispatch: Dispatch, request: httpx.Request, outgoing: httpx.Request) -> Patience:
     """From the headers on, a node is waited for as its parts come."""
-    patience = outgoing.extensions["timeout"]["read"] = dispatch.patience(request)
+    timeouts = outgoing.extensions["timeout"]
+    patience = dispatch.patience(request)
+    patience.ends_with(timeouts["read"])
+    timeouts["read"] = patience
     return patience
 
 
