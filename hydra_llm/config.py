@@ -204,7 +204,9 @@ class HydraSettings(BaseSettings):
     connect_timeout: Seconds = 5.0
     """Seconds that a node has to accept a connection."""
     first_byte_timeout: Seconds = 300.0
-    """Seconds until the first part of a stream is there; loading a model falls into them."""
+    """Seconds until the first part of a stream is there; loading a model falls into them. Where a
+    node's pace is known and another node could take over, it is ten times what is expected and 30
+    seconds, if that is less."""
     whole_answer_timeout: Seconds = 1800.0
     """Seconds until an answer that comes in one piece is there; all of generating it falls into
     them."""

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -62,6 +63,12 @@ LEARNED_IDLE_TOKENS = 50
 """A stream that was silent for so many tokens' time, as measured on its node, is taken for dead."""
 LEAST_LEARNED_IDLE_SECONDS = 10.0
 """But not before that: other requests' prompts and loads make a runner pause."""
+
+
+LEARNED_FIRST_TIMES = 10.0
+"""So many times the expected time is a node waited for to begin, while others could take over."""
+LEAST_LEARNED_FIRST_SECONDS = 30.0
+"""And so much longer."""
 
 
 class Droppable(Protocol):
@@ -386,12 +393,34 @@ class Dispatch:
         left = self.seconds_left()
         is_stream = self.call.framing is not Framing.JSON
         silence = settings.first_byte_timeout if is_stream else settings.whole_answer_timeout
+        silence = min(silence, self._learned_silence(is_stream))
         return {
             "connect": _least(asked.get("connect"), settings.connect_timeout, left),
             "pool": None,
             "write": _least(asked.get("write"), settings.stream_idle_timeout, left),
             "read": _least(asked.get("read"), silence, left),
         }
+
+    def _learned_silence(self, is_stream: bool) -> float:
+        """
+        By the node's own pace, if all that will happen is known and somebody else could take it.
+
+        Who is the last one that can is waited for as long as the settings say: perhaps it only
+        has other people's work to do.
+        """
+        choice = self._choice
+        assert choice is not None
+        speed = choice.selected.speeds.get(self.request.model)
+        if len(choice.eligible) < 2 or speed is None or speed.prefill_seconds_per_token is None:
+            return inf
+        if self.lease.running.loading and speed.load_seconds is None:
+            return inf
+        tokens = 0 if is_stream else self.call.output_limit
+        pace = speed.decode_seconds_per_token if tokens else 0.0
+        if tokens is None or pace is None:
+            return inf
+        expected = choice.predicted()["first_token"] + tokens * pace
+        return LEAST_LEARNED_FIRST_SECONDS + LEARNED_FIRST_TIMES * expected
 
     def patience(self, incoming: httpx.Request) -> Patience:
         """Silence allowed once an answer has begun."""

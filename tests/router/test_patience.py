@@ -24,8 +24,8 @@ from hydra_llm.testing import (
     StallFault,
 )
 from hydra_llm.types import Speed
-from hydra_llm.words import NO_WORDS
-from tests.router.conftest import MODEL, make_router
+from hydra_llm.words import NO_WORDS, read_words
+from tests.router.conftest import MODEL, make_nodes, make_router
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 PAUSE = 0.05
@@ -225,3 +225,47 @@ def test_the_silence_of_a_stream_is_measured_in_the_nodes_pace(
         assert dispatch.patience(asked) == seconds
         assert dispatch.patience(shorter) == 3.0
         dispatch.put_back()
+
+
+WARM = Speed(prefill_seconds_per_token=0.01, decode_seconds_per_token=0.05)
+LOADS = Speed(prefill_seconds_per_token=0.01, decode_seconds_per_token=0.05, load_seconds=3.0)
+ASKS: dict[str, tuple[Speed | None, dict[str, Any], dict[str, Any], float]] = {
+    "unknown": (None, {}, {}, 300.0),
+    "warm": (WARM, {}, {}, 30.0 + 10 * 0.05),
+    "a load that is not known": (WARM, {}, {"loaded": False}, 300.0),
+    "a load that is known": (LOADS, {}, {"loaded": False}, 30.0 + 10 * 3.05),
+    "nobody else": (WARM, {}, {"exclude_nodes": "b"}, 300.0),
+    "pinned": (WARM, {}, {"node_id": "a"}, 300.0),
+    "whole, for as long as it may be": (WARM, {"stream": False}, {}, 1800.0),
+    "whole, of ten tokens": (
+        WARM,
+        {"stream": False, "options": {"num_predict": 10}},
+        {},
+        30.0 + 10 * (0.05 + 10 * 0.05),
+    ),
+}
+
+
+@pytest.mark.parametrize(("speed", "asked", "about", "seconds"), ASKS.values(), ids=ASKS.keys())
+def test_a_node_is_waited_for_as_its_pace_says_while_others_could_take_over(
+    speed: Speed | None, asked: dict[str, Any], about: dict[str, Any], seconds: float
+) -> None:
+    is_loaded = about.get("loaded", True)
+    about = {name: value for name, value in about.items() if name != "loaded"}
+    with SimulatedCluster(make_nodes("a", "b")) as cluster:
+        if is_loaded:
+            for node in cluster:
+                node.preload(MODEL)
+        with make_router(cluster) as router:
+            router.nodes()
+            for record in router._cluster._records.values():
+                record.learner.speeds = {MODEL: speed} if speed else {}
+                router._cluster._publish(record)
+            payload = {"model": MODEL, "messages": MESSAGES, **asked}
+            words = read_words(about)
+            dispatch = Dispatch(router, read_call("POST", "/api/chat", payload), words, b"")
+            dispatch.acquire()
+
+            limits = dispatch.timeouts(httpx.Request("POST", "http://hydra/api/chat"))
+            assert limits["read"] == pytest.approx(seconds, rel=0.2)
+            dispatch.put_back()
