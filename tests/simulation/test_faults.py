@@ -150,6 +150,7 @@ def test_a_node_can_vanish_again_and_again_and_die_while_it_is_gone(node: Simula
     node.reappear()
     with pytest.raises(httpx.ConnectError):
         chat(node)
+    node.vanish()
     node.revive()
     assert chat(node).status_code == 200
 
