@@ -134,8 +134,17 @@ class PatientBackend(httpcore.SyncBackend):
         return _Stream(super().connect_tcp(host, port, timeout, local_address, socket_options))
 
 
-class AsyncPatientBackend(httpcore.AnyIOBackend):
+class AsyncPatientBackend(httpcore.AsyncNetworkBackend):
     """As :class:`PatientBackend`, for an event loop."""
+
+    def __init__(self) -> None:
+        # For type checkers there is none without anyio, which httpx brings.
+        backend: Any = httpcore.AnyIOBackend()
+        self._backend: httpcore.AsyncNetworkBackend = backend
+
+    async def sleep(self, seconds: float) -> None:
+        """As httpcore's."""
+        await self._backend.sleep(seconds)
 
     async def connect_tcp(
         self,
@@ -146,5 +155,5 @@ class AsyncPatientBackend(httpcore.AnyIOBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """As httpcore's."""
-        stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
+        stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
         return _AsyncStream(stream)

@@ -60,7 +60,7 @@ class CordonsFile:
         try:
             told = json.loads(self.path.read_bytes())
         except RecursionError:
-            told = None
+            told = {}
         is_ours = isinstance(told, dict) and told.get("hydra_llm_cordoned") == VERSION
         nodes = told.get("nodes") if is_ours else None
         if not isinstance(nodes, list):
