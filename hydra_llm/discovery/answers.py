@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hydra_llm.discovery.calling import Caller, NoAnswerError, url_host
 from hydra_llm.networks import Address
-from hydra_llm.ollama.catalogue import parse_tags, parse_version
+from hydra_llm.ollama.catalogue import parse_tags
 
 __all__ = ["Model", "Place", "Server", "ask_loaded", "ask_server", "plain"]
 
@@ -52,10 +52,11 @@ class Server:
 async def ask_server(caller: Caller, place: Place) -> Server | None:
     """The Ollama server at a place; None where there is none, or one that wants a login."""
     version = await _ask(caller, place, "/api/version", VERSION_BYTES)
+    # Not by the catalogue's rules: who searches is shown odd names too, made plain.
+    told = _text(version, "version") if isinstance(version, dict) else ""
+    if not told:
+        return None
     try:
-        told = parse_version(version)
-        if told is None:
-            return None
         tags = await _ask(caller, place, "/api/tags", LIST_BYTES)
         parse_tags(tags)
     except ValueError:
@@ -65,7 +66,7 @@ async def ask_server(caller: Caller, place: Place) -> Server | None:
     )
     return Server(
         place=place,
-        version=plain(told),
+        version=told,
         models=tuple(model for model in models if model.name)[:MOST_MODELS],
     )
 

@@ -74,6 +74,7 @@ BEFORE: dict[str, Bytes] = {
     "a bomb": begun(b"Content-Encoding: gzip") + BOMB,
     "a bomb in a word": begun(b"Content-Encoding: br") + BOMB,
     "10,000 times 100": b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000 + b"HTTP/1.1 500 No\r\n\r\n",
+    "100 for ever": for_ever(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
     "10,000 times 103": b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" * 10_000,
     "a web page": answer(b"<html>" * 1000, kind=b"text/html"),
     "a web page that says it is JSON": answer(b"<html>" * 1000),
@@ -97,7 +98,7 @@ BEFORE: dict[str, Bytes] = {
 def between(server: Hostile, cluster: SimulatedCluster) -> Iterator[Router]:
     """A router over both, with the hostile one in its books as the better."""
     nodes = [server.node(), cluster["good"].node()]
-    limits = {"max_body_bytes": LIMIT, "whole_answer_timeout": 5.0, "first_byte_timeout": 5.0}
+    limits = {"max_body_bytes": LIMIT, "whole_answer_timeout": 1.5, "first_byte_timeout": 1.5}
     with make_router(cluster, nodes=nodes, **limits) as router:
         yield router
         assert router.in_flight == 0

@@ -237,7 +237,9 @@ def test_a_model_in_the_cloud_needs_no_size() -> None:
     assert parse_tags(tags)["big:cloud"].size_bytes == 0
 
 
-@pytest.mark.parametrize("size", [None, "7", -1, True, 1.5, float("nan"), float("inf"), {}, []])
+@pytest.mark.parametrize(
+    "size", [None, "7", -1, True, 1.5, float("nan"), float("inf"), 1e300, 10**400, {}, []]
+)
 def test_a_figure_of_the_wrong_kind_counts_as_not_given(size: Any) -> None:
     model = parse_ps(ps(size=size, size_vram=size, context_length=size))["a:latest"]
 

@@ -126,7 +126,7 @@ def texts_of(value: object) -> Iterator[str]:
     yield f"{value}"
     for method in ("_repr_html_", "table"):
         if callable(make := getattr(value, method, None)):
-            yield make()
+            yield str(make())
     if callable(make := getattr(value, "to_dict", None)):
         yield json.dumps(make(), default=repr)
     if isinstance(value, BaseException):
