@@ -1,0 +1,187 @@
+"""Plays a row: one fault, some nodes, one kind of caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pytest
+
+from hydra_llm.exceptions import StreamBrokenError
+from tests.faults.callers import Caller, Seen, asked
+from tests.faults.rows import BEFORE, BROKEN, ROWS, SHORT, Blame, Ending, Row
+from tests.faults.stage import Stage, asked_of, stage_of
+
+COUNTS = (1, 2, 4)
+UNFINISHED_SECONDS = 10.0
+WAITED_FOR = ("first_byte_timeout", "whole_answer_timeout", "stream_idle_timeout")
+
+MakeCaller = Callable[[Stage], Caller]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    row: Row
+    count: int
+    stream: bool
+    in_a_loop: bool
+
+    def __str__(self) -> str:
+        nodes = f"{self.count} node{'s' if self.count > 1 else ''}"
+        how = "stream" if self.stream else "whole"
+        return f"{self.row.name}-{nodes}-{how}-{'async' if self.in_a_loop else 'sync'}"
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether the caller sees it although another node could serve."""
+        return self.row.is_mid_stream and self.stream
+
+
+def cases(rows: Iterable[Row] = ROWS) -> list[Case]:
+    return [
+        Case(row=row, count=count, stream=stream, in_a_loop=in_a_loop)
+        for row in rows
+        for count in COUNTS
+        for stream in (False, True)
+        for in_a_loop in (False, True)
+    ]
+
+
+def over_all_cases(front_ends: Iterable[str]) -> pytest.MarkDecorator:
+    params = [
+        pytest.param(case, front_end, id=f"{case}-{front_end}")
+        for case in cases()
+        for front_end in front_ends
+    ]
+    return pytest.mark.parametrize(("case", "front_end"), params)
+
+
+def play(case: Case, make_caller: MakeCaller, *, unfinished: float = UNFINISHED_SECONDS) -> None:
+    """
+    Play it and look at everything.
+
+    Raises:
+        AssertionError: something is not as its row says.
+    """
+    row = case.row
+    answer = _undisturbed(make_caller)
+    with stage_of(case.count, **row.stage, **_settings(row)) as stage:
+        row.strike(stage)
+        caller = make_caller(stage)
+        seen: list[Seen] = []
+        for number in range(row.asks):
+            seen.append(
+                asked(
+                    caller,
+                    stream=case.stream,
+                    in_a_loop=case.in_a_loop,
+                    limit=unfinished,
+                    **row.words,
+                )
+            )
+            _check_seen(case, answer, seen[-1], _ending(case, number))
+        _check_attempts(case, stage)
+        stage.router.refresh()
+        _blame(case, stage).check(stage.seen("a"), stage.clock())
+        for node in stage.others:
+            _check_unharmed(stage, node.id)
+        if row.holds is not None:
+            row.holds(stage, seen)
+
+
+@lru_cache
+def _undisturbed(make_caller: MakeCaller) -> str:
+    """What such a caller is answered where nothing is wrong; all nodes say the same."""
+    with stage_of(1) as stage:
+        seen = asked(make_caller(stage), stream=False, in_a_loop=False, limit=UNFINISHED_SECONDS)
+    assert seen.error is None
+    assert len(seen.text) > 20
+    return seen.text
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    if row.limit is None:
+        return dict(row.settings)
+    # An answer in one piece has one limit for all of its silence.
+    return {row.limit: SHORT, "whole_answer_timeout": SHORT, **row.settings}
+
+
+def _ending(case: Case, number: int) -> Ending:
+    if case.is_seen:
+        return BROKEN
+    alone = case.row.alone
+    return alone[min(number, len(alone) - 1)] if case.count == 1 else Ending(None)
+
+
+def _check_seen(case: Case, answer: str, seen: Seen, ending: Ending) -> None:
+    if ending.kind is None:
+        if seen.error is not None:
+            raise AssertionError(f"the caller sees {seen.error!r}") from seen.error
+        assert seen.text == answer
+        return
+    error = seen.error
+    assert error is not None, f"the caller sees {seen.text!r}"
+    _check_error(error, ending, case.row)
+    handed_out = BEFORE if case.is_seen else 0
+    assert len([part for part in seen.parts if part]) == handed_out
+    assert answer.startswith(seen.text)
+
+
+def _check_error(error: BaseException, ending: Ending, row: Row) -> None:
+    text = str(error)
+    is_litellms = type(error).__module__.startswith("litellm")
+    if is_litellms:
+        assert type(error).__name__ == ending.litellm, repr(error)
+        # It adds lines of its own about groups and retries.
+        text = text.partition("hydra-llm: ")[2].splitlines()[0]
+    else:
+        assert ending.kind is not None
+        assert isinstance(error, ending.kind), repr(error)
+    assert ending.says in text
+    assert row.why in text or ending.says.startswith("0/1")
+    assert "\n" not in text
+    assert "lighthouses" not in str(error)
+    if isinstance(error, StreamBrokenError):
+        assert error.node_id == "a"
+        assert error.parts == BEFORE
+        assert [one.node_id for one in error.attempts] == ["a"]
+
+
+def _check_attempts(case: Case, stage: Stage) -> None:
+    """How often it was tried, and for how long."""
+    row = case.row
+    failing = row.failing
+    if case.count == 1 and row.failing_alone is not None:
+        failing = row.failing_alone
+    cause = row.cause
+    if _came_in_one_piece(stage):
+        cause = row.cause_in_one_piece or cause
+    assert stage.failures == ([] if cause is None else [("a", cause)] * failing)
+    answered = sum(one.outcome == "done" and one.status == 200 for one in asked_of(stage.first))
+    elsewhere = sum(len(asked_of(node)) for node in stage.others)
+    if case.count > 1:
+        left = row.asks if not case.is_seen else row.asks - failing
+        assert answered + elsewhere == left, "a request was answered twice, or not at all"
+
+
+def _came_in_one_piece(stage: Stage) -> bool:
+    """Whether the node was asked so; LangChain asks for parts even of what it gives as a whole."""
+    return any(one.body.get("stream") is False for one in asked_of(stage.first))
+
+
+def _blame(case: Case, stage: Stage) -> Blame:
+    row = case.row
+    if case.count == 1 and row.blame_alone is not None:
+        return row.blame_alone
+    if _came_in_one_piece(stage) and row.blame_in_one_piece is not None:
+        return row.blame_in_one_piece
+    return row.blame
+
+
+def _check_unharmed(stage: Stage, node_id: str) -> None:
+    node = stage.seen(node_id)
+    assert (node.health, node.circuit, node.penalty_seconds) == ("up", "closed", 0.0)
+    assert node.paused_until is None
+    assert not node.load_retry_at

@@ -1,0 +1,209 @@
+"""The nodes of a case, the router over them, and what is looked at afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from hydra_llm import HydraSettings, Node, Router
+from hydra_llm.dispatch import Dispatch
+from hydra_llm.events import AttemptFailed, Event
+from hydra_llm.testing import RequestRecord, SimulatedCluster, SimulatedNode
+from hydra_llm.types import NodeSnapshot
+
+MODEL = "llama3.2:3b"
+MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "Tell me about lighthouses."}]
+PREFERRED: dict[str, Any] = {"prefer_labels": ["first"]}
+"""Words with which a request goes to the first node as long as that may be asked at all."""
+
+SPEED = 5000.0
+TOKENS = 8
+AMPLE_SECONDS = 20.0
+GRACE_SECONDS = 3.0
+
+
+class SlowMotion:
+    """
+    A router's clock on which a second lasts a quarter of an hour, and which can be moved on.
+
+    Pauses and back-offs last as long as a test needs, however slow the machine is.
+    """
+
+    SLOWNESS = 1000.0
+
+    def __init__(self) -> None:
+        self._skipped = 0.0
+
+    def __call__(self) -> float:
+        return self._skipped + time.monotonic() / self.SLOWNESS
+
+    def skip(self, seconds: float) -> None:
+        self._skipped += seconds
+
+
+class Stage:
+    """
+    Some nodes, of which the first is the one that will fail, and a router that has seen them.
+
+    Attributes:
+        failures: every failed attempt as the router saw it: node and cause.
+        clock: the router's.
+    """
+
+    def __init__(self, cluster: SimulatedCluster, router: Router, clock: SlowMotion) -> None:
+        self.cluster = cluster
+        self.router = router
+        self.clock = clock
+        self.events: list[Event] = []
+
+    @property
+    def first(self) -> SimulatedNode:
+        """The one that fails."""
+        return self.cluster.node_list[0]
+
+    @property
+    def others(self) -> list[SimulatedNode]:
+        return self.cluster.node_list[1:]
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        return [(e.node_id, e.cause) for e in self.events if isinstance(e, AttemptFailed)]
+
+    def seen(self, node_id: str = "a") -> NodeSnapshot:
+        """What the router knows of a node now."""
+        return next(node for node in self.router.nodes() if node.id == node_id)
+
+    def record(self, node_id: str = "a") -> Any:
+        return self.router._cluster._records[node_id]
+
+
+def asked_of(node: SimulatedNode) -> list[RequestRecord]:
+    """The requests to models that a node has read."""
+    return [one for one in node.requests if one.path == "/api/chat"]
+
+
+@contextmanager
+def stage_of(
+    count: int,
+    *,
+    warm: bool = True,
+    about: dict[str, Any] | None = None,
+    of_the_first: dict[str, Any] | None = None,
+    nodes: Callable[[SimulatedCluster], list[Node]] | None = None,
+    **settings: Any,
+) -> Iterator[Stage]:
+    """
+    Nodes a, b, c, d, of which requests that prefer it go to the first.
+
+    Args:
+        count: of nodes.
+        warm: whether the model is loaded on the first; on the others it always is.
+        about, of_the_first: further arguments of all nodes, of the first one.
+        nodes: how they are configured, if not as they are.
+        settings: of the router.
+    """
+    given: dict[str, Any] = {
+        "models": (MODEL,), "speed": SPEED, "keep_alive_s": 1e9, "token_output": TOKENS,
+        **(about or {}),
+    }  # fmt: skip
+    made = [SimulatedNode("a", **{**given, **(of_the_first or {})})]
+    made += [SimulatedNode(name, **given) for name in "bcd"[: count - 1]]
+    clock = SlowMotion()
+    with SimulatedCluster(made) as cluster:
+        for node in cluster.node_list[0 if warm else 1 :]:
+            node.preload(MODEL)
+        configured = nodes(cluster) if nodes else configured_as_they_are(cluster)
+        known = HydraSettings(
+            nodes=configured,
+            **{
+                # Probed when a test says so, and after each failure.
+                "health_check_interval": 3600.0,
+                "vram_monitoring": False,
+                "prefer_label_seconds": 60.0,
+                **settings,
+            },
+        )
+        stage: Stage | None = None
+
+        def on_event(event: Event) -> None:
+            if stage is not None:
+                stage.events.append(event)
+
+        with Router(settings=known, clock=clock, on_event=on_event) as router:
+            router.nodes()
+            stage = Stage(cluster, router, clock)
+            yield stage
+            nothing_is_left(stage)
+        for node in cluster:
+            node.clear_faults()
+            until(lambda node=node: not node.open_connections, "connections stay open")
+
+
+def configured_as_they_are(cluster: SimulatedCluster) -> list[Node]:
+    first, *others = cluster.node_list
+    return [first.node(labels=("first",)), *(node.node() for node in others)]
+
+
+def nothing_is_left(stage: Stage) -> None:
+    """No lease, no place in the line, no half-open probe, no connection in use, no request."""
+    router = stage.router
+    assert (router.in_flight, router.waiting) == (0, 0)
+    for node in router.nodes():
+        record = stage.record(node.id)
+        assert not node.running
+        assert not record.leases
+        for breaker in (record.breaker, *record.load_breakers.values()):
+            assert not breaker._probe_out, f"{node.id} waits for the end of a probe"
+    assert not router._pools._async, "a loop that is over has left its pool"
+    until(lambda: not _in_use(router), "connections stay in use")
+    for node in stage.cluster:
+        until(lambda node=node: not node.in_flight, f"{node.id} still answers somebody")
+
+
+def _in_use(router: Router) -> int:
+    pool: httpx.HTTPTransport | None = router._pools._sync
+    if pool is None:
+        return 0
+    inner: Any = pool
+    return sum(not one.is_idle() and not one.is_closed() for one in inner._pool.connections)
+
+
+def until(holds: Callable[[], bool], else_: str) -> None:
+    """Wait for something that comes by itself, soon."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, else_
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short limits are for the node that fails: the others take what a busy machine takes."""
+    give_others_time(monkeypatch)
+
+
+def give_others_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts, idle_timeout = Dispatch.timeouts, Dispatch.idle_timeout
+
+    def longer(limit: float | None, dispatch: Dispatch) -> float | None:
+        if limit is None or dispatch.node.id == "a" or dispatch.words.deadline_s is not None:
+            return limit
+        return max(limit, AMPLE_SECONDS)
+
+    monkeypatch.setattr(
+        Dispatch,
+        "timeouts",
+        lambda self, incoming: {
+            name: longer(limit, self) for name, limit in timeouts(self, incoming).items()
+        },
+    )
+    monkeypatch.setattr(
+        Dispatch,
+        "idle_timeout",
+        lambda self, incoming: longer(idle_timeout(self, incoming), self),
+    )
