@@ -102,13 +102,13 @@ def asked(caller: Caller, *, stream: bool, in_a_loop: bool, limit: float, **word
         else:
             caller.ask(stream=stream, seen=seen, **words)
     except Exception as error:  # what it is, is looked at
-        if isinstance(error, _Unfinished):
+        if isinstance(error, UnfinishedError):
             raise
         seen.error = error
     return seen
 
 
-class _Unfinished(AssertionError):
+class UnfinishedError(AssertionError):
     """It hung, or left tasks behind."""
 
 
@@ -121,14 +121,14 @@ async def _in_a_loop(
     if not done:
         asking.cancel()
         await asyncio.wait({asking})
-        raise _Unfinished(f"no end after {limit:g} s")
+        raise UnfinishedError(f"no end after {limit:g} s")
     for _ in range(100):
         left = [task for task in asyncio.all_tasks() - before if _is_ours(task)]
         if not left:
             break
         await asyncio.sleep(0.002)
     else:
-        raise _Unfinished(f"left behind: {left}")
+        raise UnfinishedError(f"left behind: {left}")
     await asking
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from hydra_llm.exceptions import StreamBrokenError
+from hydra_llm.exceptions import NoEligibleNodeError, StreamBrokenError
 from tests.faults.callers import Caller, Seen, asked
+from tests.faults.catalogue import BY_NAME
 from tests.faults.rows import BEFORE, BROKEN, ROWS, SHORT, Blame, Ending, Row
-from tests.faults.stage import Stage, asked_of, stage_of
+from tests.faults.stage import Stage, stage_of
 
 COUNTS = (1, 2, 4)
 UNFINISHED_SECONDS = 10.0
@@ -67,11 +68,17 @@ def play(case: Case, make_caller: MakeCaller, *, unfinished: float = UNFINISHED_
     """
     row = case.row
     answer = _undisturbed(make_caller)
-    with stage_of(case.count, **row.stage, **_settings(row)) as stage:
-        row.strike(stage)
+    ill = BY_NAME[row.name]
+    with stage_of(case.count, case=ill, **row.stage, **{**ill.router, **_settings(row)}) as stage:
+        if row.strike is not None:
+            row.strike(stage)
+        else:
+            ill.ill(stage.first)
         caller = make_caller(stage)
         seen: list[Seen] = []
         for number in range(row.asks):
+            if row.before_each is not None:
+                row.before_each(stage, number)
             seen.append(
                 asked(
                     caller,
@@ -83,7 +90,8 @@ def play(case: Case, make_caller: MakeCaller, *, unfinished: float = UNFINISHED_
             )
             _check_seen(case, answer, seen[-1], _ending(case, number))
         _check_attempts(case, stage)
-        stage.router.refresh()
+        if row.is_probed:
+            stage.router.refresh()
         _blame(case, stage).check(stage.seen("a"), stage.clock())
         for node in stage.others:
             _check_unharmed(stage, node.id)
@@ -124,8 +132,11 @@ def _check_seen(case: Case, answer: str, seen: Seen, ending: Ending) -> None:
     error = seen.error
     assert error is not None, f"the caller sees {seen.text!r}"
     _check_error(error, ending, case.row)
-    handed_out = BEFORE if case.is_seen else 0
-    assert len([part for part in seen.parts if part]) == handed_out
+    parts = len([part for part in seen.parts if part])
+    if case.is_seen and case.row.parts is None:
+        assert parts
+        return
+    assert parts == (BEFORE if case.is_seen else 0)
     assert answer.startswith(seen.text)
 
 
@@ -140,12 +151,13 @@ def _check_error(error: BaseException, ending: Ending, row: Row) -> None:
         assert ending.kind is not None
         assert isinstance(error, ending.kind), repr(error)
     assert ending.says in text
-    assert row.why in text or ending.says.startswith("0/1")
+    if ending.kind is not None and not issubclass(ending.kind, NoEligibleNodeError):
+        assert row.why in text
     assert "\n" not in text
     assert "lighthouses" not in str(error)
     if isinstance(error, StreamBrokenError):
         assert error.node_id == "a"
-        assert error.parts == BEFORE
+        assert error.parts == (row.parts or error.parts) > 0
         assert [one.node_id for one in error.attempts] == ["a"]
 
 
@@ -159,16 +171,17 @@ def _check_attempts(case: Case, stage: Stage) -> None:
     if _came_in_one_piece(stage):
         cause = row.cause_in_one_piece or cause
     assert stage.failures == ([] if cause is None else [("a", cause)] * failing)
-    answered = sum(one.outcome == "done" and one.status == 200 for one in asked_of(stage.first))
-    elsewhere = sum(len(asked_of(node)) for node in stage.others)
-    if case.count > 1:
-        left = row.asks if not case.is_seen else row.asks - failing
-        assert answered + elsewhere == left, "a request was answered twice, or not at all"
+    served = [one.selected_node for one in stage.decisions if one.attempts[-1].outcome == "ok"]
+    answers = sum(_ending(case, number).kind is None for number in range(row.asks))
+    assert len(served) == answers
+    # Nobody else was asked for an answer that was handed out from somewhere else.
+    elsewhere = sum(len(stage.asked_of(node)) for node in stage.others)
+    assert elsewhere == sum(node_id != "a" for node_id in served)
 
 
 def _came_in_one_piece(stage: Stage) -> bool:
     """Whether the node was asked so; LangChain asks for parts even of what it gives as a whole."""
-    return any(one.body.get("stream") is False for one in asked_of(stage.first))
+    return any(one.body.get("stream") is False for one in stage.asked_of(stage.first))
 
 
 def _blame(case: Case, stage: Stage) -> Blame:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import httpx
 import pytest
 
-from hydra_llm import HydraSettings, Node, Router
+from hydra_llm import HydraSettings, Node, Router, RoutingDecision
 from hydra_llm.dispatch import Dispatch
 from hydra_llm.events import AttemptFailed, Event
 from hydra_llm.testing import RequestRecord, SimulatedCluster, SimulatedNode
 from hydra_llm.types import NodeSnapshot
+from tests.faults.catalogue import MODEL, Case
 
-MODEL = "llama3.2:3b"
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "Tell me about lighthouses."}]
 PREFERRED: dict[str, Any] = {"prefer_labels": ["first"]}
 """Words with which a request goes to the first node as long as that may be asked at all."""
@@ -52,6 +52,7 @@ class Stage:
 
     Attributes:
         failures: every failed attempt as the router saw it: node and cause.
+        decisions: about every request that has come to an end on some node.
         clock: the router's.
     """
 
@@ -60,6 +61,8 @@ class Stage:
         self.router = router
         self.clock = clock
         self.events: list[Event] = []
+        self.decisions: list[RoutingDecision] = []
+        self._before: dict[str, int] = {}
 
     @property
     def first(self) -> SimulatedNode:
@@ -74,6 +77,16 @@ class Stage:
     def failures(self) -> list[tuple[str, str]]:
         return [(e.node_id, e.cause) for e in self.events if isinstance(e, AttemptFailed)]
 
+    def forget_requests(self) -> None:
+        """Count from now on."""
+        self.decisions.clear()
+        self._before = {node.id: len(node.requests) for node in self.cluster}
+
+    def asked_of(self, node: SimulatedNode) -> list[RequestRecord]:
+        """The requests to models that a node has read."""
+        before = self._before.get(node.id, 0)
+        return [one for one in node.requests[before:] if one.path == "/api/chat"]
+
     def seen(self, node_id: str = "a") -> NodeSnapshot:
         """What the router knows of a node now."""
         return next(node for node in self.router.nodes() if node.id == node_id)
@@ -82,19 +95,13 @@ class Stage:
         return self.router._cluster._records[node_id]
 
 
-def asked_of(node: SimulatedNode) -> list[RequestRecord]:
-    """The requests to models that a node has read."""
-    return [one for one in node.requests if one.path == "/api/chat"]
-
-
 @contextmanager
 def stage_of(
     count: int,
     *,
     warm: bool = True,
-    about: dict[str, Any] | None = None,
-    of_the_first: dict[str, Any] | None = None,
-    nodes: Callable[[SimulatedCluster], list[Node]] | None = None,
+    of_the_first: Mapping[str, Any] | None = None,
+    case: Case | None = None,
     **settings: Any,
 ) -> Iterator[Stage]:
     """
@@ -103,28 +110,29 @@ def stage_of(
     Args:
         count: of nodes.
         warm: whether the model is loaded on the first; on the others it always is.
-        about, of_the_first: further arguments of all nodes, of the first one.
-        nodes: how they are configured, if not as they are.
+        of_the_first: further arguments of the first one.
+        case: of the catalogue, which may want its nodes to be called by other URLs.
         settings: of the router.
     """
     given: dict[str, Any] = {
         "models": (MODEL,), "speed": SPEED, "keep_alive_s": 1e9, "token_output": TOKENS,
-        **(about or {}),
     }  # fmt: skip
     made = [SimulatedNode("a", **{**given, **(of_the_first or {})})]
     made += [SimulatedNode(name, **given) for name in "bcd"[: count - 1]]
     clock = SlowMotion()
-    with SimulatedCluster(made) as cluster:
+    around = case.around(made) if case is not None else nullcontext()
+    with SimulatedCluster(made) as cluster, around:
         for node in cluster.node_list[0 if warm else 1 :]:
             node.preload(MODEL)
-        configured = nodes(cluster) if nodes else configured_as_they_are(cluster)
         known = HydraSettings(
-            nodes=configured,
+            nodes=configured(cluster, case),
             **{
                 # Probed when a test says so, and after each failure.
                 "health_check_interval": 3600.0,
                 "vram_monitoring": False,
                 "prefer_label_seconds": 60.0,
+                # To read the authorities takes longer than all the rest of a case.
+                "verify": False,
                 **settings,
             },
         )
@@ -134,19 +142,32 @@ def stage_of(
             if stage is not None:
                 stage.events.append(event)
 
-        with Router(settings=known, clock=clock, on_event=on_event) as router:
+        def on_decision(decision: RoutingDecision) -> None:
+            if stage is not None:
+                stage.decisions.append(decision)
+
+        with Router(
+            settings=known, clock=clock, on_event=on_event, on_decision=on_decision
+        ) as router:
             router.nodes()
             stage = Stage(cluster, router, clock)
             yield stage
             nothing_is_left(stage)
         for node in cluster:
+            if case is not None and node is cluster.node_list[0]:
+                case.well(node)
             node.clear_faults()
             until(lambda node=node: not node.open_connections, "connections stay open")
 
 
-def configured_as_they_are(cluster: SimulatedCluster) -> list[Node]:
-    first, *others = cluster.node_list
-    return [first.node(labels=("first",)), *(node.node() for node in others)]
+def configured(cluster: SimulatedCluster, case: Case | None) -> list[Node]:
+    return [
+        node.node(
+            url=node.url if case is None else case.url(node),
+            labels=("first",) if node is cluster.node_list[0] else (),
+        )
+        for node in cluster
+    ]
 
 
 def nothing_is_left(stage: Stage) -> None:
@@ -188,6 +209,8 @@ def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def give_others_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Eight megabytes take their time to come.
+    monkeypatch.setattr("hydra_llm.ollama.answers.MAX_LINE_BYTES", 50_000)
     timeouts, idle_timeout = Dispatch.timeouts, Dispatch.idle_timeout
 
     def longer(limit: float | None, dispatch: Dispatch) -> float | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
+import litellm
 import pytest
 from litellm.router_python_host import PythonHost
 
@@ -12,9 +14,9 @@ from hydra_llm.integrations.litellm import HydraRoutingStrategy, install, uninst
 from tests.faults.callers import Seen
 from tests.faults.matrix import Case, over_all_cases, play
 from tests.faults.stage import MESSAGES, MODEL, Stage, ample_time
-from tests.litellm.conftest import lite_router, ours_is_gone
+from tests.litellm.conftest import lite_router
 
-__all__ = ["ample_time", "ours_is_gone"]
+__all__ = ["ample_time"]
 
 # As in tests/litellm: threads, sessions and warnings of its own are its authors' business.
 pytestmark = [
@@ -75,6 +77,14 @@ def callbacks_are_gone() -> Iterator[None]:
     yield
     while made:
         uninstall(made.pop().strategy)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_of_litellm_is_left() -> Iterator[None]:
+    """What LiteLLM leaves open would else be found, and blamed, in some later test."""
+    yield
+    litellm.in_memory_llm_clients_cache.flush_cache()
+    gc.collect()
 
 
 @pytest.fixture
