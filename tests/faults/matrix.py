@@ -145,8 +145,8 @@ def _check_error(error: BaseException, ending: Ending, row: Row) -> None:
     is_litellms = type(error).__module__.startswith("litellm")
     if is_litellms:
         assert type(error).__name__ == ending.litellm, repr(error)
-        # It adds lines of its own about groups and retries.
-        text = text.partition("hydra-llm: ")[2].splitlines()[0]
+        # It adds lines of its own: about groups and retries, or where the stream broke.
+        text = text.splitlines()[0].removeprefix(f"litellm.{type(error).__name__}: ")
     else:
         assert ending.kind is not None
         assert isinstance(error, ending.kind), repr(error)

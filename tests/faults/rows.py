@@ -219,7 +219,7 @@ def _known_first(fault: Fault) -> Callable[[Stage], object]:
 
 
 def _is_known_as_slow(stage: Stage) -> None:
-    decode = {one.node_id: one.terms["decode"] for one in stage.router.explain(MODEL).candidates}
+    decode = {one.node_id: one.costs["decode"] for one in stage.router.explain(MODEL).candidates}
     slow = decode.pop("a")
     assert all(slow > 5 * seconds for seconds in decode.values())
 
