@@ -506,6 +506,7 @@ SILENCE = [
         blame=STRIKE,
         alone=(TIMED_OUT,),
         limit="first_byte_timeout",
+        stage={"slowness": 1.0},
     ),
     Row(
         name="slow-loris in the first part",
@@ -515,6 +516,7 @@ SILENCE = [
         blame=STRIKE,
         alone=(TIMED_OUT,),
         limit="first_byte_timeout",
+        stage={"slowness": 1.0},
     ),
     Row(
         name="frozen",
@@ -614,6 +616,19 @@ MID_STREAM = [
         is_mid_stream=True,
         alone=(TIMED_OUT,),
         limit="stream_idle_timeout",
+        stage={"slowness": 1.0},
+    ),
+    Row(
+        name="endless stream",
+        happens="parts come for ever: more than `max_body_bytes`",
+        strike=inject(EndlessFault(after=BEFORE, pause_s=0.0)),
+        cause="protocol",
+        blame=STRIKE,
+        is_mid_stream=True,
+        parts=None,
+        alone=(FAILED,),
+        why="sent more than",
+        settings={"max_body_bytes": 10_000},
     ),
     Row(
         name="endless line",
@@ -623,7 +638,6 @@ MID_STREAM = [
         blame=STRIKE,
         is_mid_stream=True,
         alone=(FAILED,),
-        why="sent more than",
         settings={"max_body_bytes": 100_000},
     ),
 ]

@@ -13,6 +13,7 @@ import pytest
 from hydra_llm import HydraSettings, Node, Router, RoutingDecision
 from hydra_llm.dispatch import Dispatch
 from hydra_llm.events import AttemptFailed, Event
+from hydra_llm.patience import Patience
 from hydra_llm.testing import RequestRecord, SimulatedCluster, SimulatedNode
 from hydra_llm.types import NodeSnapshot
 from tests.faults.catalogue import MODEL, Case
@@ -34,13 +35,12 @@ class SlowMotion:
     Pauses and back-offs last as long as a test needs, however slow the machine is.
     """
 
-    SLOWNESS = 1000.0
-
-    def __init__(self) -> None:
+    def __init__(self, slowness: float = 1000.0) -> None:
+        self._slowness = slowness
         self._skipped = 0.0
 
     def __call__(self) -> float:
-        return self._skipped + time.monotonic() / self.SLOWNESS
+        return self._skipped + time.monotonic() / self._slowness
 
     def skip(self, seconds: float) -> None:
         self._skipped += seconds
@@ -102,6 +102,7 @@ def stage_of(
     warm: bool = True,
     of_the_first: Mapping[str, Any] | None = None,
     case: Case | None = None,
+    slowness: float = 1000.0,
     **settings: Any,
 ) -> Iterator[Stage]:
     """
@@ -112,6 +113,7 @@ def stage_of(
         warm: whether the model is loaded on the first; on the others it always is.
         of_the_first: further arguments of the first one.
         case: of the catalogue, which may want its nodes to be called by other URLs.
+        slowness: of the router's clock; 1 where limits are to be seen that it measures.
         settings: of the router.
     """
     given: dict[str, Any] = {
@@ -119,7 +121,7 @@ def stage_of(
     }  # fmt: skip
     made = [SimulatedNode("a", **{**given, **(of_the_first or {})})]
     made += [SimulatedNode(name, **given) for name in "bcd"[: count - 1]]
-    clock = SlowMotion()
+    clock = SlowMotion(slowness)
     around = case.around(made) if case is not None else nullcontext()
     with SimulatedCluster(made) as cluster, around:
         for node in cluster.node_list[0 if warm else 1 :]:
@@ -211,22 +213,19 @@ def ample_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def give_others_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # Eight megabytes take their time to come.
     monkeypatch.setattr("hydra_llm.ollama.answers.MAX_LINE_BYTES", 50_000)
-    timeouts, idle_timeout = Dispatch.timeouts, Dispatch.idle_timeout
+    timeouts, patience = Dispatch.timeouts, Dispatch.patience
 
-    def longer(limit: float | None, dispatch: Dispatch) -> float | None:
-        if limit is None or dispatch.node.id == "a" or dispatch.words.deadline_s is not None:
-            return limit
-        return max(limit, AMPLE_SECONDS)
+    def has_time(dispatch: Dispatch) -> bool:
+        return dispatch.node.id != "a" and dispatch.words.deadline_s is None
 
-    monkeypatch.setattr(
-        Dispatch,
-        "timeouts",
-        lambda self, incoming: {
-            name: longer(limit, self) for name, limit in timeouts(self, incoming).items()
-        },
-    )
-    monkeypatch.setattr(
-        Dispatch,
-        "idle_timeout",
-        lambda self, incoming: longer(idle_timeout(self, incoming), self),
-    )
+    def ample_timeouts(self: Dispatch, incoming: httpx.Request) -> dict[str, float | None]:
+        found = timeouts(self, incoming)
+        return dict.fromkeys(found, AMPLE_SECONDS) if has_time(self) else found
+
+    def ample_patience(self: Dispatch, incoming: httpx.Request) -> Patience:
+        if not has_time(self):
+            return patience(self, incoming)
+        return Patience(AMPLE_SECONDS, self.clock)
+
+    monkeypatch.setattr(Dispatch, "timeouts", ample_timeouts)
+    monkeypatch.setattr(Dispatch, "patience", ample_patience)
