@@ -341,9 +341,7 @@ SWITCHES = [
     Switch(
         "load path stuck",
         no_stuck_load_path,
-        (
-            test_cluster.test_a_load_without_a_first_byte_for_too_long_marks_the_load_path_as_stuck,
-        ),
+        (test_cluster.test_a_load_without_a_first_byte_for_too_long_marks_the_load_path_as_stuck,),
     ),
     Switch(
         "fence of an eviction",
@@ -398,7 +396,9 @@ SWITCHES = [
         (books.a_call_that_is_cancelled,),
     ),
     Switch(
-        "who leaves a stream closes it upstream", left_without_closing, (books.a_stream_that_is_left,)
+        "who leaves a stream closes it upstream",
+        left_without_closing,
+        (books.a_stream_that_is_left,),
     ),
     Switch(
         "never a second answer after the first byte",
