@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from hydra_llm import AsyncClient, Client
 from hydra_llm.integrations.langchain import ChatHydra
-from tests.faults.stage import MESSAGES, MODEL, Stage
+from tests.faults.catalogue import MODEL
+from tests.faults.stage import MESSAGES, Stage
 
 
 @dataclass

@@ -88,7 +88,7 @@ def play(case: Case, make_caller: MakeCaller, *, unfinished: float = UNFINISHED_
                     **row.words,
                 )
             )
-            _check_seen(case, answer, seen[-1], _ending(case, number))
+            _check_seen(case, stage, answer, seen[-1], _ending(case, number))
         _check_attempts(case, stage)
         if row.is_probed:
             stage.router.refresh()
@@ -123,7 +123,7 @@ def _ending(case: Case, number: int) -> Ending:
     return alone[min(number, len(alone) - 1)] if case.count == 1 else Ending(None)
 
 
-def _check_seen(case: Case, answer: str, seen: Seen, ending: Ending) -> None:
+def _check_seen(case: Case, stage: Stage, answer: str, seen: Seen, ending: Ending) -> None:
     if ending.kind is None:
         if seen.error is not None:
             raise AssertionError(f"the caller sees {seen.error!r}") from seen.error
@@ -131,7 +131,7 @@ def _check_seen(case: Case, answer: str, seen: Seen, ending: Ending) -> None:
         return
     error = seen.error
     assert error is not None, f"the caller sees {seen.text!r}"
-    _check_error(error, ending, case.row)
+    _check_error(error, ending, case.row, stage.seen("a").node.url)
     parts = len([part for part in seen.parts if part])
     if case.is_seen and case.row.parts is None:
         assert parts
@@ -140,7 +140,7 @@ def _check_seen(case: Case, answer: str, seen: Seen, ending: Ending) -> None:
     assert answer.startswith(seen.text)
 
 
-def _check_error(error: BaseException, ending: Ending, row: Row) -> None:
+def _check_error(error: BaseException, ending: Ending, row: Row, url: str) -> None:
     text = str(error)
     is_litellms = type(error).__module__.startswith("litellm")
     if is_litellms:
@@ -157,6 +157,7 @@ def _check_error(error: BaseException, ending: Ending, row: Row) -> None:
     assert "lighthouses" not in str(error)
     if isinstance(error, StreamBrokenError):
         assert error.node_id == "a"
+        assert error.node_url == url
         assert error.parts == (row.parts or error.parts) > 0
         assert [one.node_id for one in error.attempts] == ["a"]
 
@@ -171,6 +172,12 @@ def _check_attempts(case: Case, stage: Stage) -> None:
     if _came_in_one_piece(stage):
         cause = row.cause_in_one_piece or cause
     assert stage.failures == ([] if cause is None else [("a", cause)] * failing)
+    for decision in stage.decisions:
+        *before, last = decision.attempts
+        if last.outcome == "ok":
+            assert [(one.node_id, one.outcome) for one in before] in ([], [("a", cause)])
+            assert not before or f"after a ({cause}) failed" in decision.reason
+            assert last.node_id == decision.selected_node
     served = [one.selected_node for one in stage.decisions if one.attempts[-1].outcome == "ok"]
     answers = sum(_ending(case, number).kind is None for number in range(row.asks))
     assert len(served) == answers

@@ -159,7 +159,7 @@ def stage_of(
             if case is not None and node is cluster.node_list[0]:
                 case.well(node)
             node.clear_faults()
-            until(lambda node=node: not node.open_connections, "connections stay open")
+            _until_left(node)
 
 
 def configured(cluster: SimulatedCluster, case: Case | None) -> list[Node]:
@@ -176,16 +176,24 @@ def nothing_is_left(stage: Stage) -> None:
     """No lease, no place in the line, no half-open probe, no connection in use, no request."""
     router = stage.router
     assert (router.in_flight, router.waiting) == (0, 0)
-    for node in router.nodes():
-        record = stage.record(node.id)
-        assert not node.running
+    for known in router.nodes():
+        record = stage.record(known.id)
+        assert not known.running
         assert not record.leases
         for breaker in (record.breaker, *record.load_breakers.values()):
-            assert not breaker._probe_out, f"{node.id} waits for the end of a probe"
+            assert not breaker._probe_out, f"{known.id} waits for the end of a probe"
     assert not router._pools._async, "a loop that is over has left its pool"
     until(lambda: not _in_use(router), "connections stay in use")
     for node in stage.cluster:
-        until(lambda node=node: not node.in_flight, f"{node.id} still answers somebody")
+        _until_idle(node)
+
+
+def _until_idle(node: SimulatedNode) -> None:
+    until(lambda: not node.in_flight, f"{node.id} still answers somebody")
+
+
+def _until_left(node: SimulatedNode) -> None:
+    until(lambda: not node.open_connections, f"connections to {node.id} stay open")
 
 
 def _in_use(router: Router) -> int:

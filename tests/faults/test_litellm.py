@@ -12,8 +12,9 @@ from litellm.router_python_host import PythonHost
 
 from hydra_llm.integrations.litellm import HydraRoutingStrategy, install, uninstall
 from tests.faults.callers import Seen
+from tests.faults.catalogue import MODEL
 from tests.faults.matrix import Case, over_all_cases, play
-from tests.faults.stage import MESSAGES, MODEL, Stage, ample_time
+from tests.faults.stage import MESSAGES, Stage, ample_time
 from tests.litellm.conftest import lite_router
 
 __all__ = ["ample_time"]
