@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hydra_llm import AsyncClient, Client
 from hydra_llm.integrations.langchain import ChatHydra
 from tests.faults.catalogue import MODEL
-from tests.faults.stage import MESSAGES, Stage
+from tests.faults.stage import GRACE_SECONDS, MESSAGES, Stage
 
 
 @dataclass
@@ -123,13 +124,11 @@ async def _in_a_loop(
         asking.cancel()
         await asyncio.wait({asking})
         raise UnfinishedError(f"no end after {limit:g} s")
-    for _ in range(100):
-        left = [task for task in asyncio.all_tasks() - before if _is_ours(task)]
-        if not left:
-            break
+    deadline = time.monotonic() + GRACE_SECONDS
+    while left := [task for task in asyncio.all_tasks() - before if _is_ours(task)]:
+        if time.monotonic() > deadline:
+            raise UnfinishedError(f"left behind: {left}")
         await asyncio.sleep(0.002)
-    else:
-        raise UnfinishedError(f"left behind: {left}")
     await asking
 
 

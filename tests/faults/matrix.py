@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hydra_llm import HydraSettings
 from hydra_llm.exceptions import NoEligibleNodeError, StreamBrokenError
 from tests.faults.callers import Caller, Seen, asked
 from tests.faults.catalogue import BY_NAME
@@ -17,7 +18,7 @@ from tests.faults.stage import Stage, stage_of
 
 COUNTS = (1, 2, 4)
 UNFINISHED_SECONDS = 10.0
-WAITED_FOR = ("first_byte_timeout", "whole_answer_timeout", "stream_idle_timeout")
+LEAST_LIMIT_SECONDS = HydraSettings.model_fields["connect_timeout"].default
 
 MakeCaller = Callable[[Stage], Caller]
 
@@ -178,12 +179,21 @@ def _check_attempts(case: Case, stage: Stage) -> None:
             assert [(one.node_id, one.outcome) for one in before] in ([], [("a", cause)])
             assert not before or f"after a ({cause}) failed" in decision.reason
             assert last.node_id == decision.selected_node
+        for failed in before:
+            _check_time(row, stage.clock.real_seconds(failed.seconds))
     served = [one.selected_node for one in stage.decisions if one.attempts[-1].outcome == "ok"]
     answers = sum(_ending(case, number).kind is None for number in range(row.asks))
     assert len(served) == answers
     # Nobody else was asked for an answer that was handed out from somewhere else.
     elsewhere = sum(len(stage.asked_of(node)) for node in stage.others)
     assert elsewhere == sum(node_id != "a" for node_id in served)
+
+
+def _check_time(row: Row, seconds: float) -> None:
+    """It waited for the one limit that is its own, or for none: the least of the others is 5 s."""
+    if row.limit is not None:
+        assert seconds > 0.9 * SHORT
+    assert seconds < LEAST_LIMIT_SECONDS
 
 
 def _came_in_one_piece(stage: Stage) -> bool:

@@ -30,20 +30,20 @@ GRACE_SECONDS = 3.0
 
 class SlowMotion:
     """
-    A router's clock on which a second lasts a quarter of an hour, and which can be moved on.
+    A router's clock on which a second lasts a quarter of an hour.
 
     Pauses and back-offs last as long as a test needs, however slow the machine is.
     """
 
     def __init__(self, slowness: float = 1000.0) -> None:
         self._slowness = slowness
-        self._skipped = 0.0
 
     def __call__(self) -> float:
-        return self._skipped + time.monotonic() / self._slowness
+        return time.monotonic() / self._slowness
 
-    def skip(self, seconds: float) -> None:
-        self._skipped += seconds
+    def real_seconds(self, seconds: float) -> float:
+        """How long so much of its time has taken."""
+        return seconds * self._slowness
 
 
 class Stage:
