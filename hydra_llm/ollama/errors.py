@@ -7,7 +7,7 @@ or a tool argument, so it is looked at here but never becomes part of a message 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import httpx
 
@@ -106,7 +106,7 @@ def error_of_exception(node: Node, exc: httpx.HTTPError) -> NodeError:
 
 
 def _connect_reason(exc: httpx.ConnectError) -> str:
-    text = str(exc).lower()
+    text = " ".join(_said(exc)).lower()
     for mark, reason in (
         ("refused", "connection refused"),
         ("certificate", "its TLS certificate is not trusted"),
@@ -121,3 +121,13 @@ def _connect_reason(exc: httpx.ConnectError) -> str:
         if mark in text:
             return reason
     return "connection failed"
+
+
+def _said(exc: BaseException) -> Iterator[str]:
+    """What an exception and those behind it are: in an event loop httpx's own says little."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        # anyio groups the attempts where a name has several addresses.
+        for one in (seen, *getattr(seen, "exceptions", ())):
+            yield f"{type(one).__name__} {one}"
+        seen = seen.__cause__ or seen.__context__

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DECISION = ROOT / "docs" / "how-a-decision-is-made.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 FENCED = re.compile(

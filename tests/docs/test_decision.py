@@ -15,7 +15,7 @@ from hydra_llm.scheduling.decision import KEYS
 from hydra_llm.scheduling.memory import Fit
 from hydra_llm.scheduling.scheduler import HEADROOM_BY_PRIORITY
 from hydra_llm.types import GB
-from tests.docs.pages import DECISION, blocks, section, table, text_of
+from tests.docs.pages import DECISION, RELIABILITY, blocks, section, table, text_of
 from tests.helpers import loaded, request, running, snapshot
 
 QWEN = "qwen3:8b"
@@ -29,7 +29,12 @@ UNITS = {
     "MiB": 1 << 20,
     "GiB": 1 << 30,
 }
-CONSTANTS = [row for row in table(text_of(DECISION)) if re.fullmatch(r"`[a-z]+\.\S+`", row[-1])]
+CONSTANTS = [
+    row
+    for page in (DECISION, RELIABILITY)
+    for row in table(text_of(page))
+    if re.fullmatch(r"`[a-z]+\.\S+`", row[-1])
+]
 
 
 def first_cells(title: str) -> list[str]:

@@ -47,14 +47,15 @@ from hydra_llm.testing import (
 )
 from hydra_llm.types import Node
 
-__all__ = ["BY_NAME", "CASES", "MODEL", "OTHER_CONTEXT", "Case"]
+__all__ = ["BY_NAME", "CASES", "K", "MODEL", "OTHER_CONTEXT", "Case"]
 
 MODEL = "llama3.2:3b"
 OTHER_CONTEXT = 2048
 """What a program of somebody else's loads the model with: no automatic context."""
 
-# Tokens that come before a stream is struck in the middle.
+
 K = 3
+"""Tokens that come before a stream is struck in the middle."""
 
 Ill = Callable[[SimulatedNode], object]
 
