@@ -74,15 +74,18 @@ class _Routed(BaseModel):
     node_id: str | None = None
     """The node that answered."""
     node_url: str | None = None
+
+
+class _Continued(_Routed):
     continued_from: str | None = None
     """Of the first part that another node has written: the node that began the answer."""
 
 
-class ChatResponse(_Routed, ollama.ChatResponse):
+class ChatResponse(_Continued, ollama.ChatResponse):
     """``ollama.ChatResponse`` with the decision."""
 
 
-class GenerateResponse(_Routed, ollama.GenerateResponse):
+class GenerateResponse(_Continued, ollama.GenerateResponse):
     """``ollama.GenerateResponse`` with the decision."""
 
 

@@ -130,8 +130,9 @@ class CircuitBreaker:
 
     def reset(self) -> None:
         """Close it: something better than inference says that the node is well."""
-        if self._retry_at is not None or any(self._latest):
+        if self._retry_at is not None or self._failures:
             self._close()
+        self._latest.clear()
         self._times_opened = 0
 
     def _open(self, now: float, reason: str) -> None:

@@ -70,7 +70,7 @@ async def ask_async(router: Router, recording: Recording, received: list[Any]) -
 
 EACH_CLIENT = pytest.mark.parametrize("ask", [ask_sync, ask_async], ids=["Client", "AsyncClient"])
 
-OURS = {"routing_decision", "node_id", "node_url"}
+OURS = {"routing_decision", "node_id", "node_url", "continued_from"}
 
 
 def theirs(answer: Any) -> Any:
