@@ -156,7 +156,8 @@ class Judge:
         deadline = asked.words.get("deadline_s")
         if deadline is not None:
             late = asked.ended - asked.began - deadline
-            if late > self._slack_s:
+            # Once parts come a caller has something, and may go on reading as it likes.
+            if late > self._slack_s and not asked.parts:
                 self.tell(f"{asked} learned of its deadline {late:.3f} s late")
             if isinstance(error, DeadlineError) or late > -0.1:
                 return True
@@ -266,4 +267,3 @@ class LogWatch(logging.Handler):
             self._judge.tell(f"a line of the log tells what was said: {text[:200]!r}")
         if record.levelno >= logging.ERROR:
             self._judge.tell(f"an error was logged: {text[:500]}")
-
