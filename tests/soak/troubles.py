@@ -78,6 +78,11 @@ def _drop_models(node: SimulatedNode) -> None:
         node.kill_runner(name)
 
 
+def _restart(node: SimulatedNode) -> None:
+    node.kill()
+    node.revive()
+
+
 TROUBLES: tuple[Trouble, ...] = (
     *(_of_case(case) for case in CASES if not case.name.startswith(_NEED_MORE)),
     Trouble(
@@ -88,7 +93,7 @@ TROUBLES: tuple[Trouble, ...] = (
     ),
     Trouble(
         name="killed and at once started again",
-        begin=lambda node, router: (node.kill(), node.revive()),
+        begin=lambda node, router: _restart(node),
         end=lambda node, router: node.revive(),
         weight=3.0,
     ),
