@@ -11,6 +11,10 @@ MADE := $(VENV)/.made-$(TAG)
 RUNTIME := $(VENV)/.runtime-$(TAG)
 DEV := $(VENV)/.dev-$(TAG)
 PROXY := $(VENV)/.proxy-$(TAG)
+AUDIT := $(VENV)/.audit-$(TAG)
+
+# What the lock is made with: all that the package runs on. Those that are not here: LOCK_PYTHONS=
+LOCK_PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
 export PYTHONNOUSERSITE := 1
@@ -21,7 +25,7 @@ unexport PYTHONPATH
 VERSIONS ?= 1.100.5 1.106.2 1.109.3
 PER_VERSION := $(addprefix tests/litellm/,test_routing.py test_failover.py test_leases.py test_words.py provider)
 
-.PHONY: help demo test check bench versions clean
+.PHONY: help demo test check lock bench versions clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -36,7 +40,7 @@ test: $(DEV) $(PROXY) ## run the tests; ARGS="-k lease" chooses some
 	@echo "test: running the tests"
 	@$(BIN)/python -m pytest -q $(ARGS)
 
-check: $(DEV) ## check format, lint, types, imports and packaging
+check: $(DEV) $(AUDIT) ## check format, lint, types, imports, packaging and advisories
 	@echo "check: format"
 	@$(BIN)/ruff format --quiet --check . || { echo "mend it with: $(BIN)/ruff format"; exit 1; }
 	@echo "check: lint"
@@ -48,6 +52,11 @@ check: $(DEV) ## check format, lint, types, imports and packaging
 	@$(BIN)/lint-imports --no-logo
 	@echo "check: packaging"
 	@$(BIN)/python -m pytest -q tests/packaging
+	@echo "check: lock and advisories"
+	@$(BIN)/python -m tests.packaging.audit $(VENV)/audit/bin/python
+
+lock: $(DEV) ## pin the newest versions of what the developers' environment is made of
+	@$(BIN)/python -m tests.packaging.lock $(LOCK_PYTHONS)
 
 bench: $(DEV) ## measure what routing costs
 	@echo "bench: measuring"
@@ -90,14 +99,26 @@ $(MADE):
 		exit 1; }
 	@touch $@
 
+# Beside them as well, and not needed: without it the lock alone is checked.
+$(AUDIT): | $(MADE)
+	@echo "set-up: installing pip-audit (a quarter of a minute, once)"
+	@$(PYTHON) -m venv --clear $(VENV)/audit && $(VENV)/audit/bin/python -m pip --retries 1 \
+		--disable-pip-version-check --quiet --quiet install 'pip-audit>=2.7,<3' && touch $@ || \
+		echo "set-up: pip-audit cannot be had here; advisories will not be asked for"
+
 $(RUNTIME): pyproject.toml setup.py | $(MADE)
 	@echo "set-up: installing hydra-llm and its command line"
 	@$(PIP) --editable '.[cli]'
 	@touch $@
 
-$(DEV): pyproject.toml setup.py | $(MADE)
+# Where not all that is locked can be had (a mirror that lags behind, another platform) the newest
+# will do, and `make check` says so.
+$(DEV): pyproject.toml setup.py constraints.txt | $(MADE)
 	@echo "set-up: installing hydra-llm and the developers' tools (about a minute, once)"
-	@$(PIP) --editable '.[dev]'
+	@rm -f $(VENV)/.newest
+	@$(PIP) --constraint constraints.txt --editable '.[dev]' 2>$(VENV)/.locked.log || { \
+		echo "set-up: not all versions in constraints.txt can be had here; taking the newest"; \
+		$(PIP) --editable '.[dev]' && touch $(VENV)/.newest; }
 	@echo "set-up: downloading langchain-ollama's own tests, which ours run"
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet --quiet download --no-deps \
 		--no-binary langchain-ollama --dest $(VENV)/upstream \

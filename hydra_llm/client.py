@@ -36,6 +36,7 @@ from hydra_llm.exceptions import (
     RoutingWordError,
     StreamBrokenError,
 )
+from hydra_llm.ollama.answers import MAX_LINE_BYTES
 from hydra_llm.replies import DISPATCH_EXTENSION, DOCUMENT_EXTENSION
 from hydra_llm.router import Router
 from hydra_llm.scheduling import RoutingDecision
@@ -73,6 +74,8 @@ class _Routed(BaseModel):
     node_id: str | None = None
     """The node that answered."""
     node_url: str | None = None
+    continued_from: str | None = None
+    """Of the first part that another node has written: the node that began the answer."""
 
 
 class ChatResponse(_Routed, ollama.ChatResponse):
@@ -297,16 +300,13 @@ class Client(ollama.Client):
             if response.status_code >= 400:
                 response.read()
                 raise ollama.ResponseError(response.text, response.status_code)
-            dispatch = response.extensions.get(DISPATCH_EXTENSION)
-            rest = b""
+            part = _Parts(make, response)
             assert isinstance(response.stream, httpx.SyncByteStream)
             for data in response.stream:
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    if line:
-                        yield make(**_part(dispatch, line))
-            if rest:
-                yield make(**_part(dispatch, rest))
+                for line in part.lines(data):
+                    yield part.made(line)
+            for line in part.end():
+                yield part.made(line)
         finally:
             response.close()
 
@@ -382,16 +382,13 @@ class AsyncClient(ollama.AsyncClient):
             if response.status_code >= 400:
                 await response.aread()
                 raise ollama.ResponseError(response.text, response.status_code)
-            dispatch = response.extensions.get(DISPATCH_EXTENSION)
-            rest = b""
+            part = _Parts(make, response)
             assert isinstance(response.stream, httpx.AsyncByteStream)
             async for data in response.stream:
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    if line:
-                        yield make(**_part(dispatch, line))
-            if rest:
-                yield make(**_part(dispatch, rest))
+                for line in part.lines(data):
+                    yield part.made(line)
+            for line in part.end():
+                yield part.made(line)
         finally:
             await response.aclose()
 
@@ -512,31 +509,93 @@ def _request(
     )
 
 
-def _part(dispatch: Dispatch | None, line: bytes) -> dict[str, Any]:
-    # Decoded here: of bytes, json would look for their encoding first.
-    part: dict[str, Any] = json.loads(line.decode("utf-8", "surrogatepass"))
-    if dispatch is not None and part.get("done") is True:
-        part.update(_facts(dispatch.decision()))
-    return part
+class _Parts:
+    """Makes ollama's types, or dictionaries, of a stream's lines."""
+
+    def __init__(self, make: Callable[..., Any], response: httpx.Response) -> None:
+        self._make = make
+        self._response = response
+        self._dispatch: Dispatch | None = response.extensions.get(DISPATCH_EXTENSION)
+        self._count = 0
+        self._rest = bytearray()
+
+    def lines(self, data: bytes) -> Iterator[bytes]:
+        """The lines that are whole with these bytes."""
+        if b"\n" in data:
+            if self._rest:
+                data = bytes(self._rest) + data
+                self._rest.clear()
+            *lines, data = data.split(b"\n")
+            yield from filter(None, lines)
+        self._rest += data
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise self._unreadable()
+
+    def end(self) -> Iterator[bytes]:
+        """The last line, if it had no end."""
+        if self._rest:
+            yield bytes(self._rest)
+
+    def made(self, line: bytes) -> Any:
+        """One part."""
+        made = _understood(self._made, line)
+        if made is None:
+            raise self._unreadable()
+        self._count += 1
+        return made
+
+    def _made(self, line: bytes) -> Any:
+        # Decoded here: of bytes, json would look for their encoding first.
+        part = json.loads(line.decode("utf-8", "surrogatepass"))
+        if self._dispatch is not None and part.get("done") is True:
+            part.update(_facts(self._dispatch.decision()))
+        return self._make(**part)
+
+    def _unreadable(self) -> NodeError:
+        error = _no_answer(self._response)
+        if self._dispatch is not None and self._dispatch.is_held:
+            return self._dispatch.broken(error, self._count)
+        return error
 
 
 def _parsed(cls: Any, response: httpx.Response) -> Any:
-    document = response.extensions.get(DOCUMENT_EXTENSION)
-    if document is None:
-        try:
-            document = response.json()
-        except ValueError:
-            raise _no_json(response) from None
+    def made() -> Any:
+        dispatch: Dispatch | None = response.extensions.get(DISPATCH_EXTENSION)
+        document = response.extensions.get(DOCUMENT_EXTENSION)
+        document = response.json() if document is None else document
+        if dispatch is None:
+            return cls(**document)
+        return _ROUTED.get(cls, cls)(**document, **_facts(dispatch.decision()))
+
+    answer = _understood(made)
+    if answer is None:
+        raise _no_answer(response)
+    return answer
+
+
+def _understood(make: Callable[..., Any], *args: bytes) -> Any:
+    """
+    What is made of an answer; None for JSON that is none, or is no answer.
+
+    To be raised by the caller, outside of this: json's and pydantic's errors show what they could
+    not read, and no error of ours may be raised in their context.
+    """
+    try:
+        return make(*args)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _no_answer(response: httpx.Response) -> NodeProtocolError:
     dispatch: Dispatch | None = response.extensions.get(DISPATCH_EXTENSION)
-    if dispatch is None:
-        return cls(**document)
-    return _ROUTED.get(cls, cls)(**document, **_facts(dispatch.decision()))
-
-
-def _no_json(response: httpx.Response) -> NodeError:
-    node_id = response.headers.get("x-hydra-node-id", "a node")
+    if dispatch is not None:
+        node_id, node_url = dispatch.node.id, dispatch.node.url
+    else:
+        node_id, node_url = response.headers.get("x-hydra-node-id", "a node"), ""
     return NodeProtocolError(
-        f"{node_id} answered with something that is no JSON", node_id=node_id, node_url=""
+        f"{node_id} answered with something that is no answer of Ollama's",
+        node_id=node_id,
+        node_url=node_url,
     )
 
 

@@ -64,6 +64,7 @@ AGENT_TOKEN_VARIABLE = "HYDRA_LLM_AGENT_TOKEN"  # noqa: S105  the name of one
 """Of ``hydra-llm agent``; no setting of a router."""
 DEFAULT_NODE = "http://localhost:11434"
 RATES_FILE = "rates.json"
+CORDONS_FILE = "cordoned.json"
 
 OLDER_PREFIX = "SOLLOL_"
 OLDER_NAMES = frozenset(
@@ -203,14 +204,20 @@ class HydraSettings(BaseSettings):
     connect_timeout: Seconds = 5.0
     """Seconds that a node has to accept a connection."""
     first_byte_timeout: Seconds = 300.0
-    """Seconds of silence before the first byte of a stream; loading a model falls into it."""
+    """Seconds until the first part of a stream is there; loading a model falls into them. Where a
+    node's pace is known and another node could take over, it is ten times what is expected and 30
+    seconds, if that is less."""
     whole_answer_timeout: Seconds = 1800.0
-    """Seconds of silence before an answer that comes in one piece; all of generating it falls
-    into them."""
+    """Seconds until an answer that comes in one piece is there; all of generating it falls into
+    them."""
     stream_idle_timeout: Seconds = 120.0
-    """Seconds of silence inside a stream that has begun."""
+    """Seconds until the next part of a stream that has begun is there. Where a node's pace is
+    known it is the time of 50 tokens, if that is less, but 10 seconds at least."""
+    continue_streams: bool = False
+    """Whether another node goes on with a stream that breaks off, where the model's template
+    allows for it."""
     max_body_bytes: CountFromOne = 67_108_864
-    """Bytes that an answer which is not streamed may have."""
+    """Bytes that an answer may have."""
     verify: Annotated[bool | str | InstanceOf[ssl.SSLContext], PlainValidator(_read_verify)] = True
     """Whether to check TLS certificates; or the path of a file of CA certificates to trust; or, in
     Python, an `ssl.SSLContext`."""
@@ -267,7 +274,8 @@ class HydraSettings(BaseSettings):
     keep_rates: bool = True
     """Whether to keep in a file what has been learned of the nodes, for the next start."""
     state_dir: Annotated[Path | None, BeforeValidator(_read_folder)] = None
-    """The folder of that file, made when it is needed; by default one of the user's own."""
+    """The folder of that file, and of the one that says which nodes are cordoned; made when it is
+    needed; by default one of the user's own."""
     random_seed: Annotated[int | None, _Number] = None
     """Seed of the draw between nodes that are equally good, for a run that can be repeated."""
 
@@ -322,6 +330,12 @@ class HydraSettings(BaseSettings):
         """Where learned rates are kept; None if they are not, or the user has no home."""
         folder = self.state_dir or _user_state_dir()
         return folder / RATES_FILE if self.keep_rates and folder is not None else None
+
+    @property
+    def cordons_file(self) -> Path | None:
+        """Where nodes are cordoned for all of the user's routers; None if there is no home."""
+        folder = self.state_dir or _user_state_dir()
+        return None if folder is None else folder / CORDONS_FILE
 
     def __eq__(self, other: object) -> bool:
         # Where a value came from does not make it another one.

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -31,7 +32,8 @@ from hydra_llm.exceptions import (
     NoEligibleNodeError,
     StreamBrokenError,
 )
-from hydra_llm.ollama.calls import Call, Framing, with_context
+from hydra_llm.ollama.calls import Call, Framing, read_call, with_context
+from hydra_llm.patience import Patience
 from hydra_llm.scheduling import Choice, RoutingDecision
 from hydra_llm.scheduling.filters import MISSES_DEADLINE
 from hydra_llm.types import Attempt, InferenceRequest, Node, Placement, Usage
@@ -55,6 +57,18 @@ _PREFIX = HEADER_PREFIX.encode()
 
 AUTHORIZATION_EXTENSION = "hydra_authorization"
 """Request extension: its ``Authorization`` header is meant for every node."""
+
+
+LEARNED_IDLE_TOKENS = 50
+"""A stream that was silent for so many tokens' time, as measured on its node, is taken for dead."""
+LEAST_LEARNED_IDLE_SECONDS = 10.0
+"""But not before that: other requests' prompts and loads make a runner pause."""
+
+
+LEARNED_FIRST_TIMES = 10.0
+"""So many times the expected time is a node waited for to begin, while others could take over."""
+LEAST_LEARNED_FIRST_SECONDS = 30.0
+"""And so much longer."""
 
 
 class Droppable(Protocol):
@@ -100,6 +114,10 @@ class Dispatch:
         self._lease: Lease | None = None
         self._sent_at = 0.0
         self._first_byte_at: float | None = None
+        self._begun: Lease | None = None
+        """The lease whose node has begun to answer."""
+        self._continued: dict[str, Any] | None = None
+        self._begun_by: Choice | None = None
         self._choice: Choice | None = None
         self._usage: Usage | None = None
         self._finished_at: float | None = None
@@ -340,8 +358,12 @@ class Dispatch:
     def outgoing(self, incoming: httpx.Request) -> httpx.Request:
         """The request as it goes to the node of the present attempt."""
         timeouts = self.timeouts(incoming)
-        # Until something comes nothing renews the lease: it has to outlive the silence.
-        self.lease.renew(self._clock() + (timeouts["read"] or 0.0))
+        silence = timeouts["read"]
+        if silence is not None:
+            # Until something comes nothing renews the lease: it has to outlive the silence.
+            self.lease.renew(self._clock() + silence)
+            timeouts["read"] = patience = Patience(silence, self._clock)
+            patience.begin(silence)
         body = self._body_for(self.lease.placement)
         return outgoing_request(self.node, incoming, body, timeouts)
 
@@ -371,6 +393,7 @@ class Dispatch:
         left = self.seconds_left()
         is_stream = self.call.framing is not Framing.JSON
         silence = settings.first_byte_timeout if is_stream else settings.whole_answer_timeout
+        silence = min(silence, self._learned_silence(is_stream))
         return {
             "connect": _least(asked.get("connect"), settings.connect_timeout, left),
             "pool": None,
@@ -378,19 +401,54 @@ class Dispatch:
             "read": _least(asked.get("read"), silence, left),
         }
 
-    def idle_timeout(self, incoming: httpx.Request) -> float | None:
-        """Silence allowed between two parts of a stream."""
+    def _learned_silence(self, is_stream: bool) -> float:
+        """
+        By the node's own pace, if all that will happen is known and somebody else could take it.
+
+        Who is the last one that can is waited for as long as the settings say: perhaps it only
+        has other people's work to do.
+        """
+        choice = self._choice
+        assert choice is not None
+        speed = choice.selected.speeds.get(self.request.model)
+        if len(choice.eligible) < 2 or speed is None or speed.prefill_seconds_per_token is None:
+            return inf
+        if self.lease.running.loading and speed.load_seconds is None:
+            return inf
+        tokens = 0 if is_stream else self.call.output_limit
+        pace = speed.decode_seconds_per_token if tokens else 0.0
+        if tokens is None or pace is None:
+            return inf
+        expected = choice.predicted()["first_token"] + tokens * pace
+        return LEAST_LEARNED_FIRST_SECONDS + LEARNED_FIRST_TIMES * expected
+
+    def patience(self, incoming: httpx.Request) -> Patience:
+        """Silence allowed once an answer has begun."""
         asked: Mapping[str, float | None] = incoming.extensions.get("timeout") or {}
-        idle = self._router.settings.stream_idle_timeout
-        return _least(asked.get("read"), idle, self.seconds_left())
+        idle = _least(asked.get("read"), self._idle_seconds(), self.seconds_left())
+        assert idle is not None
+        return Patience(idle, self._clock)
+
+    def _idle_seconds(self) -> float:
+        """By the node's own pace if that is known, and if it says something of its silences."""
+        limit = self._router.settings.stream_idle_timeout
+        assert self._choice is not None
+        speed = self._choice.selected.speeds.get(self.request.model)
+        pace = None if speed is None else speed.decode_seconds_per_token
+        # Ollama holds back what may become the call of a tool, however long that gets.
+        if pace is None or (self.call.payload or {}).get("tools"):
+            return limit
+        return min(limit, max(LEAST_LEARNED_IDLE_SECONDS, LEARNED_IDLE_TOKENS * pace))
 
     # ---------------------------------------------------------------- outcomes
 
     def first_byte(self) -> None:
         """The node has begun to answer."""
-        if self._first_byte_at is not None:
+        if self._begun is self._lease:
             return
-        self._first_byte_at = self._clock()
+        self._begun = self._lease
+        if self._first_byte_at is None:
+            self._first_byte_at = self._clock()
         if self._cluster.first_byte(self.lease):
             self._router._refresh(self.lease.node_id)
 
@@ -430,25 +488,66 @@ class Dispatch:
         """The node failed before anything was handed out; the next one may be tried."""
         self._book_failure(error)
         self._leave_out()
-        self._first_byte_at = None
+        if self._continued is None:
+            self._first_byte_at = None
 
     def broken(self, error: NodeError, parts: int) -> StreamBrokenError:
         """The node failed after something had been handed out: the error for the caller."""
-        self._finished_at = self._clock()
         self._book_failure(error)
+        return self.break_off(error, parts)
+
+    def break_off(self, error: NodeError, parts: int, *, why: str = "") -> StreamBrokenError:
+        """The error for a stream that ends here; ``why`` nobody goes on with it."""
+        self._finished_at, self._decision = self._clock(), None
         self._router._decided(self)
         if isinstance(error, StreamBrokenError):
             broken = error
         else:
+            told = f"the answer of {error.node_id} broke off after {parts} parts: {error}"
             broken = StreamBrokenError(
-                f"the answer of {self.node.id} broke off after {parts} parts: {error}",
+                f"{told}; not continued: {why}" if why else told,
                 parts=parts,
-                node_id=self.node.id,
-                node_url=self.node.url,
+                node_id=error.node_id,
+                node_url=error.node_url,
             )
             broken.__cause__ = error
         broken.attempts, broken._began = tuple(self._attempts), self._began
         return broken
+
+    # ------------------------------------------------------------ continuation
+
+    @property
+    def continues(self) -> bool:
+        """Whether a stream that breaks off is to be gone on with on another node."""
+        said = self.words.continue_streams
+        return self._router.settings.continue_streams if said is None else said
+
+    def to_be_continued(self, error: NodeError, parts: int) -> None:
+        """The node failed in the middle of a stream, and another one is to go on with it."""
+        self._continued = {"from": error.node_id, "after_parts": parts}
+        self._begun_by = self._choice
+        self.failed(error)
+
+    def not_continued(self, error: NodeError, parts: int, why: str) -> StreamBrokenError:
+        """Nobody goes on with it: the error for the caller, and the answer is the first node's."""
+        self.put_back()
+        self._continued, self._choice = None, self._begun_by
+        return self.break_off(error, parts, why=why)
+
+    @property
+    def begun_by(self) -> str:
+        """The node that began an answer which another one goes on with."""
+        assert self._continued is not None
+        return str(self._continued["from"])
+
+    def continue_with(self, payload: Mapping[str, Any]) -> None:
+        """The request for the rest of the answer."""
+        self.bind(read_call("POST", self.call.path, payload), encode(payload))
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The longest answer a node may give."""
+        return self._router.settings.max_body_bytes
 
     def _book_failure(self, error: NodeError) -> None:
         self._last_error = error
@@ -489,6 +588,7 @@ class Dispatch:
                 choice=self._choice,
                 attempts=tuple(self._attempts),
                 actual=self._actual(),
+                continued=self._continued,
             )
         return self._decision
 

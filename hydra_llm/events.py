@@ -18,6 +18,8 @@ __all__ = [
     "LoadPathStuck",
     "NodeDiscovered",
     "NodeHealthChanged",
+    "PanicBegan",
+    "PanicEnded",
     "SharingLost",
     "SharingRestored",
 ]
@@ -62,6 +64,22 @@ class CircuitClosed(Event):
     """It works again."""
 
     model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanicBegan(Event):
+    """
+    The node would be left alone like others, but then more than half of them would be.
+
+    So it is used as the others fail, in the order of their prices, until fewer do.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanicEnded(Event):
+    """No node is used any more that would be left alone otherwise. It is about no node."""
+
+    node_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,11 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from typing import Any
 
+import httpcore
 import httpx
 
 from hydra_llm.exceptions import ConfigurationError
+from hydra_llm.patience import AsyncPatientBackend, PatientBackend
 from hydra_llm.world import World
 
 LIMITS = httpx.Limits(
@@ -26,6 +28,33 @@ LIMITS = httpx.Limits(
     max_keepalive_connections=100,
     keepalive_expiry=30.0,
 )
+
+
+class _SyncPool(httpx.HTTPTransport):
+    """httpx's transport over connections that know a :class:`hydra_llm.patience.Patience`."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        # Not its parent's: that has no place for a backend.
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=context,
+            max_connections=LIMITS.max_connections,
+            max_keepalive_connections=LIMITS.max_keepalive_connections,
+            keepalive_expiry=LIMITS.keepalive_expiry,
+            network_backend=PatientBackend(),
+        )
+
+
+class _AsyncPool(httpx.AsyncHTTPTransport):
+    """As :class:`_SyncPool`, for an event loop."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=LIMITS.max_connections,
+            max_keepalive_connections=LIMITS.max_keepalive_connections,
+            keepalive_expiry=LIMITS.keepalive_expiry,
+            network_backend=AsyncPatientBackend(),
+        )
 
 
 class Pools:
@@ -76,9 +105,7 @@ class Pools:
         if pool is None:
             with self._lock:
                 if self._sync is None:
-                    self._sync = httpx.HTTPTransport(
-                        verify=self.ssl_context(), limits=LIMITS, trust_env=False
-                    )
+                    self._sync = _SyncPool(self.ssl_context())
                 pool = self._sync
         return pool
 
@@ -96,9 +123,7 @@ class Pools:
             # A closed loop's pool cannot be closed any more, only be let go of.
             for other in [other for other in self._async if other.is_closed()]:
                 del self._async[other]
-            pool = httpx.AsyncHTTPTransport(
-                verify=self.ssl_context(), limits=LIMITS, trust_env=False
-            )
+            pool = _AsyncPool(self.ssl_context())
             guard = self._until_the_loop_ends(loop, pool)
             self._async[loop] = (pool, guard)
         # Started once, it is closed by `loop.shutdown_asyncgens()`, which asyncio.run() calls.

@@ -11,19 +11,31 @@ from typing import Any
 
 import httpx
 
-from hydra_llm.dispatch import Dispatch
+from hydra_llm.dispatch import Dispatch, encode, outgoing_request
 from hydra_llm.exceptions import AllNodesFailedError, NodeError, NodeProtocolError
 from hydra_llm.ollama.answers import AnswerReader, error_text, is_answer, read_whole
 from hydra_llm.ollama.calls import Call, Route
+from hydra_llm.ollama.continuation import (
+    NotContinued,
+    check_first_part,
+    check_prompt,
+    marked,
+    render_request,
+)
 from hydra_llm.ollama.errors import error_of_answer
 from hydra_llm.types import Attempt, Node, canonical_model_name
+from hydra_llm.words import HEADER_PREFIX
+
+_PREFIX = HEADER_PREFIX.encode()
 
 DISPATCH_EXTENSION = "hydra_dispatch"
 """Response extension: the :class:`Dispatch`, whose ``decision()`` explains."""
 DOCUMENT_EXTENSION = "hydra_document"
 """Response extension: the parsed JSON of an answer that came in one piece."""
 
-_DROPPED_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding"})
+_DROPPED_HEADERS = frozenset({b"content-length", b"content-encoding", b"transfer-encoding"})
+_WITHHELD_HEADERS = frozenset({b"set-cookie", b"set-cookie2"})
+"""A client would send what one node has set to whichever comes next."""
 
 
 def _header(response: httpx.Response, wanted: bytes) -> str:
@@ -34,14 +46,19 @@ def _header(response: httpx.Response, wanted: bytes) -> str:
     return ""
 
 
-def check_content_type(node: Node, response: httpx.Response) -> None:
-    """Raise if the answer cannot be one of Ollama's, before any of it is read."""
+def check_encoding(node: Node, response: httpx.Response) -> None:
+    """Raise if the answer is compressed: nobody has asked for that, and it may be a bomb."""
     if _header(response, b"content-encoding") not in ("", "identity"):
         raise NodeProtocolError(
             f"{node.id} compressed its answer unasked; switch that off in the proxy before it",
             node_id=node.id,
             node_url=node.url,
         )
+
+
+def check_content_type(node: Node, response: httpx.Response) -> None:
+    """Raise if the answer cannot be one of Ollama's, before any of it is read."""
+    check_encoding(node, response)
     kind = _header(response, b"content-type")
     if kind and not any(word in kind for word in ("json", "event-stream")):
         raise NodeProtocolError(
@@ -58,21 +75,56 @@ def is_stream(response: httpx.Response) -> bool:
     return "ndjson" in kind or "event-stream" in kind
 
 
-def check_opening(dispatch: Dispatch, reader: AnswerReader, *, ended: bool) -> None:
-    """Raise if the first part of a stream is no answer."""
-    check_part(dispatch, reader, ended=ended and not reader.parts)
-
-
 def check_part(dispatch: Dispatch, reader: AnswerReader, *, ended: bool) -> None:
-    """Raise if what the reader has seen so far is no good answer."""
+    """
+    Raise if what the reader has seen so far is no good answer.
+
+    Before anything was handed out the next node can be asked, so a first part counts only if it is
+    whole: cut off, it is as good as none.
+    """
     node = dispatch.node
     if reader.is_too_long:
-        raise too_long(node, len(reader.rest))
+        raise too_long_line(node)
+    if reader.is_no_json:
+        raise no_json(node)
     if reader.error is not None:
         error = error_of_answer(node, dispatch.call.model, -1, reader.error, {})
         raise error or _unclear(node)
     if ended and not reader.is_complete:
         raise dispatch.incomplete(reader.parts)
+
+
+def render_question(node: Node, request: httpx.Request, outgoing: httpx.Request) -> httpx.Request:
+    """Ask a node for the prompt that it would make of a request."""
+    body = encode(render_request(outgoing.read()))
+    return outgoing_request(node, request, body, outgoing.extensions["timeout"])
+
+
+def check_shown(dispatch: Dispatch, response: httpx.Response, shown: bytes, beginning: str) -> None:
+    """Raise NotContinued or NodeError if a node would not go on with the answer's beginning."""
+    if response.status_code != 200:
+        raise no_continuation(dispatch, response, shown)
+    check_prompt(shown, beginning, dispatch.node.id)
+
+
+def no_continuation(dispatch: Dispatch, response: httpx.Response, body: bytes) -> Exception:
+    """The error for a node that answers in another way than by going on with the stream."""
+    node, status = dispatch.node, response.status_code
+    code = -1 if status == 200 else status
+    error = error_of_answer(node, dispatch.call.model, code, error_text(body), response.headers)
+    return error or NotContinued(f"{node.id} refuses to go on ({status})")
+
+
+def check_continuation(dispatch: Dispatch, held: bytes, beginning: str) -> bytes:
+    """
+    The first part of another node's continuation, marked as such.
+
+    Raises:
+        NotContinued: it is none.
+    """
+    line, end, more = held.partition(b"\n")
+    check_first_part(line, beginning, dispatch.node.id)
+    return marked(line, dispatch.begun_by) + end + more
 
 
 def _unclear(node: Node) -> NodeProtocolError:
@@ -87,6 +139,22 @@ def too_long(node: Node, limit: int) -> NodeProtocolError:
         f"{node.id} sent more than {limit} bytes where an answer was expected (max_body_bytes)",
         node_id=node.id,
         node_url=node.url,
+    )
+
+
+def too_long_line(node: Node) -> NodeProtocolError:
+    """Make the error for a stream without lines, or of lines that say nothing."""
+    return NodeProtocolError(
+        f"{node.id} sent a stream without end in which there is no further part of an answer",
+        node_id=node.id,
+        node_url=node.url,
+    )
+
+
+def no_json(node: Node) -> NodeProtocolError:
+    """Make the error for an answer that nobody can read."""
+    return NodeProtocolError(
+        f"{node.id} answered with something that is no JSON", node_id=node.id, node_url=node.url
     )
 
 
@@ -106,9 +174,7 @@ def whole_answer(dispatch: Dispatch, response: httpx.Response, data: bytes) -> h
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
-        raise NodeProtocolError(
-            f"{node.id} answered with something that is no JSON", node_id=node.id, node_url=node.url
-        ) from None
+        raise no_json(node) from None
     if not isinstance(document, dict):
         raise _unclear(node)
     if document.get("error"):
@@ -143,12 +209,7 @@ def _answer(
     stream: httpx.SyncByteStream | httpx.AsyncByteStream,
     extensions: dict[str, Any],
 ) -> httpx.Response:
-    headers = [
-        (name, value)
-        for name, value in response.headers.raw
-        if name.lower().decode("latin-1") not in _DROPPED_HEADERS
-    ]
-    headers.append((b"x-hydra-node-id", node.id.encode("ascii", "replace")))
+    headers = [pair for pair in _headers(node, response) if pair[0].lower() not in _DROPPED_HEADERS]
     return httpx.Response(
         response.status_code, headers=headers, stream=stream, extensions=extensions
     )
@@ -159,11 +220,32 @@ def passed_through(
     response: httpx.Response,
     stream: httpx.SyncByteStream | httpx.AsyncByteStream,
 ) -> httpx.Response:
-    """An answer to something that is the caller's own business with one node."""
-    headers = [*response.headers.raw, (b"x-hydra-node-id", node.id.encode("ascii", "replace"))]
+    """
+    An answer to something that is the caller's own business with one node.
+
+    Raises:
+        NodeProtocolError: it redirects, which could lead the caller's client to another node,
+            or is compressed, and could be far larger than it looks.
+    """
+    if 300 <= response.status_code < 400:
+        raise error_of_answer(node, "", response.status_code, None, {}) or _unclear(node)
+    check_encoding(node, response)
     return httpx.Response(
-        response.status_code, headers=headers, stream=stream, extensions=response.extensions
+        response.status_code,
+        headers=_headers(node, response),
+        stream=stream,
+        extensions=response.extensions,
     )
+
+
+def _headers(node: Node, response: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """The node's headers as far as they may be handed on, and which node it was."""
+    kept = [
+        (name, value)
+        for name, value in response.headers.raw
+        if (lower := name.lower()) not in _WITHHELD_HEADERS and not lower.startswith(_PREFIX)
+    ]
+    return [*kept, (b"x-hydra-node-id", node.id.encode("ascii", "replace"))]
 
 
 def checked(node: Node, call: Call, response: httpx.Response, data: bytes) -> httpx.Response:

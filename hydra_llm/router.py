@@ -14,7 +14,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hydra_llm.cluster import Cluster, Keeping, RatesFile, RedisStore, Rules, Sharing
+from hydra_llm.cluster import (
+    CORDONS_KEY,
+    Cluster,
+    CordonsFile,
+    Keeping,
+    RatesFile,
+    RedisStore,
+    Rules,
+    Sharing,
+    StoreError,
+    name_of,
+)
 from hydra_llm.config import HydraSettings
 from hydra_llm.dispatch import Dispatch
 from hydra_llm.events import Event, NodeDiscovered
@@ -58,6 +69,9 @@ if TYPE_CHECKING:
 __all__ = ["Router", "RouterShare", "shared_router"]
 
 log = logging.getLogger("hydra_llm")
+
+DRAIN_LOOK_SECONDS = 0.05
+"""Between two looks at a node that is being drained."""
 
 
 class Router:
@@ -116,6 +130,8 @@ class Router:
             rules=_rules(self.settings),
             on_event=self._handle_event,
         )
+        path = self.settings.cordons_file
+        self._cordons = None if path is None else CordonsFile(path)
         self._keeping = self._new_keeping()
         self._pools = Pools(verify=self.settings.verify, world=world)
         self._start_lock = threading.Lock()
@@ -193,6 +209,8 @@ class Router:
             world=self._world,
         )
         collector.add_tick(lambda: (call := tick()) and call())
+        look_for_cordons = weakref.WeakMethod(self._look_for_cordons)
+        collector.add_tick(lambda: (call := look_for_cordons()) and call())
         close_dropped = weakref.WeakMethod(self._pools.close_dropped)
         collector.add_tick(lambda: (call := close_dropped()) and call())
         if keeping is not None:
@@ -307,6 +325,7 @@ class Router:
             collector.wait_first(self.settings.health_check_timeout + 0.5)
             if self._sharing is not None:
                 self._sharing.catch_up()
+            self._look_for_cordons()
             self._seen_by = collector
 
     async def await_until_seen(self) -> None:
@@ -317,6 +336,7 @@ class Router:
             await collector.await_first(self.settings.health_check_timeout + 0.5)
             if self._sharing is not None:
                 await self._sharing.acatch_up()
+            self._look_for_cordons()
             self._seen_by = collector
 
     def close(self) -> None:
@@ -542,13 +562,109 @@ class Router:
         """Requests that wait in the router for a free slot."""
         return self._cluster.waiting
 
-    def cordon(self, node_id: str) -> None:
-        """Send no new requests to a node; those under way go on."""
-        self._cluster.set_cordoned(self._node_named(node_id).id, True)
+    @property
+    def is_in_panic(self) -> bool:
+        """
+        Whether nodes are used although they fail, because more than half of all would be out.
 
-    def uncordon(self, node_id: str) -> None:
-        """Let requests come to a node again."""
-        self._cluster.set_cordoned(self._node_named(node_id).id, False)
+        Only what is inferred from failing requests counts: a node that is down is down.
+        """
+        return self._cluster.is_in_panic
+
+    def cordon(self, node_id: str, *, for_all: bool = False) -> None:
+        """
+        Send no new requests to a node; those under way go on.
+
+        Args:
+            node_id: its id, host or URL.
+            for_all: have the other routers of this user on this machine, and all that share
+                the same Redis, obey too; within a second or two, and those that start later.
+
+        Raises:
+            ConfigurationError: there is no such node, or nothing that the others look at.
+        """
+        node = self._node_named(node_id)
+        if for_all:
+            self._tell_all(node, cordoned=True)
+        else:
+            self._cluster.set_cordoned(node.id, True)
+
+    def uncordon(self, node_id: str, *, for_all: bool = False) -> None:
+        """
+        Let requests come to a node again. Arguments as for :meth:`cordon`.
+
+        What is cordoned for all routers has to be uncordoned for all.
+        """
+        node = self._node_named(node_id)
+        if for_all:
+            self._tell_all(node, cordoned=False)
+        self._cluster.set_cordoned(node.id, False)
+
+    def drain(self, node_id: str, *, timeout: float | None = None, for_all: bool = False) -> bool:
+        """
+        Cordon a node, and wait until nothing of ours is under way there.
+
+        Counted are this router's requests and those of routers that share its Redis.
+
+        Args:
+            node_id: its id, host or URL.
+            timeout: seconds to wait at most; None waits for as long as it takes.
+            for_all: as for :meth:`cordon`.
+
+        Returns:
+            Whether the node is idle. It stays cordoned either way.
+        """
+        node = self._drained(node_id, for_all=for_all)
+        ends = None if timeout is None else time.monotonic() + timeout
+        while self._cluster.in_flight_on(node.id):
+            if ends is not None and time.monotonic() >= ends:
+                return False
+            time.sleep(DRAIN_LOOK_SECONDS)
+        return True
+
+    async def adrain(
+        self, node_id: str, *, timeout: float | None = None, for_all: bool = False
+    ) -> bool:
+        """As :meth:`drain`, without blocking the event loop."""
+        node = self._drained(node_id, for_all=for_all)
+        ends = None if timeout is None else time.monotonic() + timeout
+        while self._cluster.in_flight_on(node.id):
+            if ends is not None and time.monotonic() >= ends:
+                return False
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        return True
+
+    def _drained(self, node_id: str, *, for_all: bool) -> Node:
+        node = self._node_named(node_id)
+        self._cluster.set_cordoned(node.id, True)
+        if for_all:
+            self._tell_all(node, cordoned=True)
+        return node
+
+    def _tell_all(self, node: Node, *, cordoned: bool) -> None:
+        file, url = self._cordons, self.settings.redis_url
+        if file is None and url is None:
+            raise ConfigurationError(
+                "nowhere to tell other routers: this user has no home; set state_dir or redis_url"
+            )
+        try:
+            if file is not None:
+                file.change(node.url, cordoned=cordoned)
+            if url is not None:
+                store = RedisStore(url.get_secret_value())
+                try:
+                    store.cordon(CORDONS_KEY, name_of(node), cordoned=cordoned)
+                finally:
+                    store.close()
+        except (OSError, ValueError, StoreError) as exc:
+            raise ConfigurationError(f"other routers cannot be told of {node.id}: {exc}") from exc
+        self._look_for_cordons()
+
+    def _look_for_cordons(self) -> None:
+        if self._cordons is not None:
+            urls = self._cordons.read()
+            ids = {node.id for node in self._configured if node.url in urls}
+            self._cluster.set_cordons("file", ids)
 
     def _node_named(self, name: str) -> Node:
         for node in self._configured:

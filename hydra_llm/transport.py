@@ -16,6 +16,7 @@ The sync and the async transport are written out beside each other: what they sh
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -31,22 +32,34 @@ from hydra_llm.dispatch import Dispatch, outgoing_request
 from hydra_llm.exceptions import (
     ConfigurationError,
     NodeError,
+    RoutingError,
     StreamBrokenError,
 )
 from hydra_llm.ollama.calls import Call, Framing, Route, read_call
+from hydra_llm.ollama.continuation import (
+    NotContinued,
+    Told,
+    beginning_of,
+    check_call,
+    continued,
+)
 from hydra_llm.ollama.errors import error_of_exception
+from hydra_llm.patience import Patience
 from hydra_llm.pools import HandshakeGuard
 from hydra_llm.replies import (
     DISPATCH_EXTENSION,
     answer_to_refusal,
     check_content_type,
+    check_shown,
     checked,
     document_of,
     failed_attempt,
     is_stream,
     merged,
+    no_continuation,
     none_answered,
     passed_through,
+    render_question,
     streamed_answer,
     too_long,
     whole_answer,
@@ -270,16 +283,47 @@ class HydraTransport(_Base, httpx.BaseTransport):
                 body = _read_limited(node, response, MAX_ERROR_BYTES)
                 return answer_to_refusal(dispatch, response, body)
             check_content_type(node, response)
-            outgoing.extensions["timeout"]["read"] = dispatch.idle_timeout(request)
+            patience = _patience(dispatch, request, outgoing)
             if call.framing is Framing.JSON or not is_stream(response):
                 limit = self._router.settings.max_body_bytes
                 return whole_answer(dispatch, response, _read_limited(node, response, limit))
-            stream = RoutedStream(dispatch, response)
+            stream = RoutedStream(
+                dispatch, response, patience, functools.partial(self._resume, request, dispatch)
+            )
             stream.open()
         except BaseException:
             response.close()
             raise
         return streamed_answer(dispatch, response, stream)
+
+    def _resume(
+        self, request: httpx.Request, dispatch: Dispatch, told: Told
+    ) -> tuple[httpx.Response, Patience]:
+        """Another node goes on with a broken stream. Raises NotContinued and NodeError."""
+        check_call(dispatch.call, told)
+        payload, beginning = continued(dispatch.call, told), beginning_of(dispatch.call, told)
+        try:
+            self._lease(dispatch)
+        except RoutingError as refusal:
+            raise NotContinued(str(refusal)) from refusal
+        node = dispatch.node
+        dispatch.continue_with(payload)
+        outgoing = dispatch.outgoing(request)
+        if beginning:
+            question = render_question(node, request, outgoing)
+            response = _send(self._router, node, question)
+            shown = _read_limited(node, response, MAX_ERROR_BYTES)
+            check_shown(dispatch, response, shown, beginning)
+            outgoing = dispatch.outgoing(request)
+        response = _send(self._router, node, outgoing)
+        try:
+            if response.status_code != 200 or not is_stream(response):
+                body = _read_limited(node, response, MAX_ERROR_BYTES)
+                raise no_continuation(dispatch, response, body)
+        except BaseException:
+            response.close()
+            raise
+        return response, _patience(dispatch, request, outgoing)
 
     # ------------------------------------------------------------- other routes
 
@@ -298,7 +342,7 @@ class HydraTransport(_Base, httpx.BaseTransport):
             try:
                 response = _send(self._router, node, outgoing)
                 if call.route is Route.ADMIN:
-                    return passed_through(node, response, ClosingStream(node, response))
+                    return _passed(self._router, node, response)
                 data = _read_limited(node, response, self._router.settings.max_body_bytes)
                 return checked(node, call, response, data)
             except NodeError as error:
@@ -413,17 +457,48 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
                 body = await _aread_limited(node, response, MAX_ERROR_BYTES)
                 return answer_to_refusal(dispatch, response, body)
             check_content_type(node, response)
-            outgoing.extensions["timeout"]["read"] = dispatch.idle_timeout(request)
+            patience = _patience(dispatch, request, outgoing)
             if call.framing is Framing.JSON or not is_stream(response):
                 limit = self._router.settings.max_body_bytes
                 data = await _aread_limited(node, response, limit)
                 return whole_answer(dispatch, response, data)
-            stream = AsyncRoutedStream(dispatch, response)
+            stream = AsyncRoutedStream(
+                dispatch, response, patience, functools.partial(self._resume, request, dispatch)
+            )
             await stream.open()
         except BaseException:
             await response.aclose()
             raise
         return streamed_answer(dispatch, response, stream)
+
+    async def _resume(
+        self, request: httpx.Request, dispatch: Dispatch, told: Told
+    ) -> tuple[httpx.Response, Patience]:
+        """As for the sync one."""
+        check_call(dispatch.call, told)
+        payload, beginning = continued(dispatch.call, told), beginning_of(dispatch.call, told)
+        try:
+            await self._lease(dispatch)
+        except RoutingError as refusal:
+            raise NotContinued(str(refusal)) from refusal
+        node = dispatch.node
+        dispatch.continue_with(payload)
+        outgoing = dispatch.outgoing(request)
+        if beginning:
+            question = render_question(node, request, outgoing)
+            response = await _asend(self._router, node, question)
+            shown = await _aread_limited(node, response, MAX_ERROR_BYTES)
+            check_shown(dispatch, response, shown, beginning)
+            outgoing = dispatch.outgoing(request)
+        response = await _asend(self._router, node, outgoing)
+        try:
+            if response.status_code != 200 or not is_stream(response):
+                body = await _aread_limited(node, response, MAX_ERROR_BYTES)
+                raise no_continuation(dispatch, response, body)
+        except BaseException:
+            await response.aclose()
+            raise
+        return response, _patience(dispatch, request, outgoing)
 
     # ------------------------------------------------------------- other routes
 
@@ -442,7 +517,7 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
             try:
                 response = await _asend(self._router, node, outgoing)
                 if call.route is Route.ADMIN:
-                    return passed_through(node, response, AsyncClosingStream(node, response))
+                    return await _apassed(self._router, node, response)
                 data = await _aread_limited(node, response, self._router.settings.max_body_bytes)
                 return checked(node, call, response, data)
             except NodeError as error:
@@ -528,6 +603,26 @@ async def _aread_limited(node: Node, response: httpx.Response, limit: int) -> by
     return bytes(data)
 
 
+def _passed(router: Router, node: Node, response: httpx.Response) -> httpx.Response:
+    """An answer that goes to the caller as it comes; one in one piece no further than its limit."""
+    limit = None if is_stream(response) else router.settings.max_body_bytes
+    try:
+        return passed_through(node, response, ClosingStream(node, response, limit))
+    except BaseException:
+        response.close()
+        raise
+
+
+async def _apassed(router: Router, node: Node, response: httpx.Response) -> httpx.Response:
+    """As :func:`_passed`, for an event loop."""
+    limit = None if is_stream(response) else router.settings.max_body_bytes
+    try:
+        return passed_through(node, response, AsyncClosingStream(node, response, limit))
+    except BaseException:
+        await response.aclose()
+        raise
+
+
 async def _until_ready(waiter: Waiter) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
@@ -576,6 +671,15 @@ def _patient(router: Router, request: httpx.Request) -> dict[str, float | None]:
         "write": asked.get("write"),
         "read": asked.get("read"),
     }
+
+
+def _patience(dispatch: Dispatch, request: httpx.Request, outgoing: httpx.Request) -> Patience:
+    """From the headers on, a node is waited for as its parts come."""
+    timeouts = outgoing.extensions["timeout"]
+    patience = dispatch.patience(request)
+    patience.ends_with(timeouts["read"])
+    timeouts["read"] = patience
+    return patience
 
 
 def _brief(router: Router) -> dict[str, float | None]:

@@ -155,8 +155,7 @@ class Node:
         if self.id != urlsplit(self.url).netloc:
             parts.append(f"id={self.id!r}")
         if self.exporter:
-            # A query may hold a token.
-            parts.append(f"exporter={re.sub('[?].*', '?***', self.exporter)!r}")
+            parts.append(f"exporter={self.exporter!r}")
         parts += [
             f"{name}={value!r}"
             for name in (
@@ -206,6 +205,15 @@ class _Secrets(Mapping[str, str]):
         return "{" + ", ".join(f"{name!r}: '***'" for name in self._values) + "}"
 
 
+class _ExporterUrl(str):
+    """A URL whose query, which may hold a token, never shows in a repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(re.sub("[?].*", "?***", self))
+
+
 def _with_authorization(headers: Mapping[str, str] | None, authorization: str | None) -> _Secrets:
     """The headers, and what a URL's userinfo stood for unless they say something else."""
     known = dict(headers or {})
@@ -236,7 +244,8 @@ def _parse_exporter(text: str) -> tuple[str, str | None]:
     """The URL of an exporter's page and the Authorization header its userinfo stood for."""
     split = _split_url(text, "an exporter URL", "http://rig:9400", default_port=None)
     query = f"?{split.query}" if split.query else ""
-    return f"{split.base}{split.path.rstrip('/') or '/metrics'}{query}", split.authorization
+    url = _ExporterUrl(f"{split.base}{split.path.rstrip('/') or '/metrics'}{query}")
+    return url, split.authorization
 
 
 class _SplitUrl(NamedTuple):

@@ -59,6 +59,8 @@ class RoutingWords(BaseModel):
     """How strict ``node_id`` is."""
     vram: Literal["prefer", "require"] = "prefer"
     """How strict ``min_vram_gb`` is."""
+    continue_streams: bool | None = None
+    """Whether another node goes on with a stream that breaks off; None: as in the settings."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> RoutingWords:

@@ -39,6 +39,7 @@ hydra-llm chat llama3.2:3b "Why is the sky blue?"
 hydra-llm litellm-config         a config.yaml of my nodes for LiteLLM
 hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
 hydra-llm discover NETWORK       finds nodes, and writes hydra.toml
+hydra-llm cordon rig             sends nothing new to a node; drain waits too, uncordon ends it
 hydra-llm agent                  tells others how much memory this machine's GPUs have
 
 Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.
@@ -293,6 +294,77 @@ def doctor(
         else:
             stdout().print(report.view(findings))
         raise typer.Exit(report.exit_code(findings, strict=strict))
+
+
+@app.command()
+def cordon(
+    node_id: options.OneNode,
+    *,
+    node: options.Nodes = None,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Send no new requests to NODE, from any router of yours on this machine or on the same Redis.
+
+    What is under way there goes on. Routers look every second.
+
+    Exit code: 0 when it is told; 2 if there is no such node, or nowhere to tell it.
+    """
+    from hydra_llm.cli import cordoning
+
+    with told_in_one_line(debug=debug), opened_router(node) as router:
+        cordoning.cordon(router, node_id)
+
+
+@app.command()
+def uncordon(
+    node_id: options.OneNode,
+    *,
+    node: options.Nodes = None,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Let requests come to NODE again.
+
+    Exit code: 0 when it is told; 2 if there is no such node, or nowhere to tell it.
+    """
+    from hydra_llm.cli import cordoning
+
+    with told_in_one_line(debug=debug), opened_router(node) as router:
+        cordoning.uncordon(router, node_id)
+
+
+@app.command()
+def drain(
+    node_id: options.OneNode,
+    *,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0.0,
+            metavar="SECONDS",
+            help="To wait at most; by default for as long as it takes.",
+            show_default=False,
+        ),
+    ] = None,
+    node: options.Nodes = None,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Cordon NODE, and wait until nothing is under way there.
+
+    Requests of other processes are counted through Redis; without it there is nothing to wait
+    for, and it says so.
+
+    Exit code: 0 when the node is idle, as far as is known; 1 when the time is over before that; 2
+    if there is no such node, or nowhere to tell it.
+    """
+    from hydra_llm.cli import cordoning
+
+    with told_in_one_line(debug=debug), opened_router(node) as router:
+        if not cordoning.drain(router, node_id, timeout=timeout):
+            raise typer.Exit(NOBODY)
 
 
 @app.command()

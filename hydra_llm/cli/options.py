@@ -25,6 +25,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when some
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="For example llama3.2:3b.")]
 
+OneNode = Annotated[str, typer.Argument(metavar="NODE", help="A node's id, host or URL.")]
+
 NodeId = Annotated[
     str | None,
     typer.Option(

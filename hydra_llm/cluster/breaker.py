@@ -2,7 +2,7 @@
 
 ::
 
-              too many failures                    the time is over
+       too many failures, or too large a share      the time is over
     closed ─────────────────────▶ open ◀─────────┐ ────────────────▶ half-open
       ▲                            ▲  failure,   │                      │
       │                            │  longer now │   one request goes   │
@@ -17,9 +17,13 @@ late success cannot close one.
 from __future__ import annotations
 
 import random
+from collections import deque
 from typing import Literal
 
 State = Literal["closed", "open", "half-open"]
+
+LATEST_RESULTS = 20
+"""Results of which too large a share may be failures, although never many in a row."""
 
 
 class CircuitBreaker:
@@ -28,6 +32,7 @@ class CircuitBreaker:
 
     Args:
         failures: failures in a row that open it.
+        failures_of_latest: failures among the last 20 results that open it; None: no number does.
         open_seconds: how long it stays open the first time; it doubles each time after, and
             each success while it is closed takes one doubling back.
         max_open_seconds: the longest it stays open.
@@ -41,8 +46,12 @@ class CircuitBreaker:
         open_seconds: float,
         max_open_seconds: float,
         rng: random.Random,
+        failures_of_latest: int | None = None,
     ) -> None:
         self._threshold = failures
+        self._most_of_latest = failures_of_latest
+        self._latest: deque[bool] = deque(maxlen=LATEST_RESULTS)
+        """Whether each of the last results was a failure."""
         self._open_seconds = open_seconds
         self._max_open_seconds = max_open_seconds
         self._rng = rng
@@ -87,6 +96,7 @@ class CircuitBreaker:
         if generation != self.generation:
             return False
         self._failures = 0
+        self._latest.append(False)
         if self._retry_at is None:
             self._times_opened = max(0, self._times_opened - 1)
             return False
@@ -98,10 +108,18 @@ class CircuitBreaker:
         if generation != self.generation:
             return False
         self._failures += 1
-        if self._retry_at is None and (self._failures < self._threshold or not may_open):
+        self._latest.append(True)
+        if self._retry_at is None and not (may_open and self.is_suspect):
             return False
         self._open(now, reason)
         return True
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it has failed so often that it would be open, if nothing held it closed."""
+        if self._failures >= self._threshold:
+            return True
+        return self._most_of_latest is not None and sum(self._latest) >= self._most_of_latest
 
     def abandon(self, generation: int) -> None:
         """A request of that generation ended without telling anything (cancelled)."""
@@ -112,7 +130,7 @@ class CircuitBreaker:
 
     def reset(self) -> None:
         """Close it: something better than inference says that the node is well."""
-        if self._retry_at is not None or self._failures:
+        if self._retry_at is not None or any(self._latest):
             self._close()
         self._times_opened = 0
 
@@ -123,16 +141,20 @@ class CircuitBreaker:
         self._retry_at = now + base * self._rng.uniform(0.8, 1.2)
         self._times_opened += 1
         self._probe_out = False
-        self._failures = 0
+        self._forget()
         self.generation += 1
         self.reason = reason
 
     def _close(self) -> None:
         self._retry_at = None
         self._probe_out = False
-        self._failures = 0
+        self._forget()
         self.generation += 1
         self.reason = ""
+
+    def _forget(self) -> None:
+        self._failures = 0
+        self._latest.clear()
 
     def __repr__(self) -> str:
         if self._retry_at is None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 import logging
 import random
-import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 
 from hydra_llm.cluster.lease import Lease
+from hydra_llm.cluster.neighbours import LEDGER_LOCK, link, serve_lines
 from hydra_llm.cluster.others import Others
 from hydra_llm.cluster.prompt_cache import PrefixKey, PromptCacheIndex
 from hydra_llm.cluster.rates import Rate, Sample, Seed
@@ -32,6 +33,8 @@ from hydra_llm.events import (
     LeaseExpired,
     LoadPathStuck,
     NodeHealthChanged,
+    PanicBegan,
+    PanicEnded,
 )
 from hydra_llm.exceptions import (
     ModelLoadError,
@@ -65,6 +68,9 @@ Choose = Callable[
 ]
 """``(request, nodes, demand, now, queue_ahead) -> Placement``; raises NoEligibleNodeError."""
 
+HERE = "here"
+"""Who has cordoned a node: this router."""
+
 CONVERSATIONS_KEPT = 8
 """Prompts a runner of Ollama >= 0.30 keeps in system memory, conservatively: it keeps up to
 8 GiB of them. Before, a slot remembered its last prompt only."""
@@ -97,7 +103,7 @@ class Cluster:
         self._choose = choose
         self._clock = clock
         self._on_event = on_event
-        self._lock = threading.Lock()
+        self._lock = LEDGER_LOCK
         self._rng = rng
         self._records: dict[str, NodeRecord] = {}
         self._snapshots: dict[str, NodeSnapshot] = {}
@@ -110,6 +116,9 @@ class Cluster:
         self._outbox: list[Event] = []
         self._abandoned: deque[Lease] = deque()
         self._others: Others | None = None
+        self._is_in_panic = False
+        self._near: weakref.WeakSet[Cluster] = weakref.WeakSet()
+        """The ledgers of this process that have a node in common with this one."""
         self.add_nodes(nodes)
 
     def add_nodes(self, nodes: Iterable[Node]) -> None:
@@ -117,6 +126,8 @@ class Cluster:
         with self._lock:
             for node in nodes:
                 record = self._records[node.id] = NodeRecord(node, self._rules, self._rng)
+                record.is_shared = self._others is not None
+                link(self, record)
                 self._publish(record)
 
     # ------------------------------------------------------------- lock & mail
@@ -134,8 +145,8 @@ class Cluster:
                 try:
                     yield now
                 finally:
-                    if len(self._line):
-                        resolved = self._serve_line(now)
+                    if len(self._line) or self._waits_nearby():
+                        resolved = serve_lines(self)
                     events, self._outbox = self._outbox, []
         finally:
             # Even if this caller is refused: the others' turn may have come.
@@ -155,6 +166,18 @@ class Cluster:
     def _publish(self, record: NodeRecord) -> None:
         self._snapshots[record.node.id] = record.snapshot()
         self._published = ()
+        if record.neighbours:
+            self._show_neighbours(record)
+
+    def _show_neighbours(self, record: NodeRecord) -> None:
+        for other in record.neighbours:
+            for ledger in self._near:
+                if ledger._records.get(other.node.id) is other:
+                    ledger._snapshots[other.node.id] = other.snapshot()
+                    ledger._published = ()
+
+    def _waits_nearby(self) -> bool:
+        return bool(self._near) and any(len(ledger._line) for ledger in self._near)
 
     def _publish_leases(self, record: NodeRecord) -> None:
         """As :meth:`_publish`, where nothing has changed but the requests in flight."""
@@ -162,6 +185,8 @@ class Cluster:
             known = self._snapshots[record.node.id]
             self._snapshots[record.node.id] = known.with_running(record.running)
             self._published = ()
+            if record.neighbours:
+                self._show_neighbours(record)
         else:
             self._publish(record)
 
@@ -187,6 +212,11 @@ class Cluster:
         """Leases held."""
         with self._lock:
             return sum(len(record.leases) for record in self._records.values())
+
+    @property
+    def is_in_panic(self) -> bool:
+        """Whether a node is used that would be left alone, were it not one of too many."""
+        return self._is_in_panic
 
     @property
     def waiting(self) -> int:
@@ -341,6 +371,8 @@ class Cluster:
                 load_seconds=now - lease.started_at,
             )
             record.assume_loaded(lease, now)
+            for other in record.neighbours:
+                other.assume_loaded(lease, now)
             record.load_stuck_at = None
             breaker = record.load_breakers.get(lease.request.model)
             if breaker is not None:
@@ -399,6 +431,8 @@ class Cluster:
             if record.breaker.succeed(lease.breaker_generation):
                 self._tell(CircuitClosed(at=now, node_id=lease.node_id))
                 self._slow_start(record, now)
+            if self._is_in_panic:
+                self._look_for_panic(record, now)
             if usage is not None:
                 self._learn(record, lease, usage, self._cached_share(lease, chain))
             self._cache_index.remember(lease.request.model, lease.node_id, chain)
@@ -500,11 +534,34 @@ class Cluster:
             lease.breaker_generation, now, str(error), may_open=self._may_open_one_more()
         ):
             self._tell(CircuitOpened(at=now, node_id=record.node.id, reason=error.cause))
+        self._look_for_panic(record, now)
+
+    def _look_for_panic(self, record: NodeRecord, now: float) -> None:
+        was, self._is_in_panic = (
+            self._is_in_panic,
+            any(
+                other.breaker.is_closed and other.breaker.is_suspect
+                for other in self._records.values()
+            ),
+        )
+        if self._is_in_panic and not was:
+            self._tell(PanicBegan(at=now, node_id=record.node.id))
+        elif was and not self._is_in_panic:
+            self._tell(PanicEnded(at=now))
 
     def _may_open_one_more(self) -> bool:
-        """Never eject more than half the nodes by inference alone: better a bad node than none."""
-        open_ones = sum(1 for record in self._records.values() if not record.breaker.is_closed)
-        return 2 * (open_ones + 1) <= len(self._records)
+        """
+        Never eject more than half the nodes by inference alone: better a bad node than none.
+
+        Half of those that facts leave: with all others down or cordoned, the last one stays.
+        """
+        left = [
+            record
+            for record in self._records.values()
+            if record.health not in ("down", "misconfigured") and not record.cordoned_by
+        ]
+        open_ones = sum(1 for record in left if not record.breaker.is_closed)
+        return 2 * (open_ones + 1) <= len(left)
 
     def may_retry(self) -> bool:
         """Whether the budget allows one more attempt; it is then paid for."""
@@ -560,9 +617,24 @@ class Cluster:
     def set_cordoned(self, node_id: str, cordoned: bool) -> None:
         """Keep new requests away from a node, or let them come again. Raises KeyError."""
         with self._books():
-            record = self._records[node_id]
-            record.cordoned = cordoned
-            self._publish(record)
+            self._cordon(self._records[node_id], HERE, cordoned=cordoned)
+
+    def set_cordons(self, source: str, node_ids: Container[str]) -> None:
+        """These nodes, and no others, are cordoned by what several routers have in common."""
+        with self._books():
+            for record in self._records.values():
+                self._cordon(record, source, cordoned=record.node.id in node_ids)
+
+    def _cordon(self, record: NodeRecord, source: str, *, cordoned: bool) -> None:
+        if cordoned == (source in record.cordoned_by):
+            return
+        (record.cordoned_by.add if cordoned else record.cordoned_by.discard)(source)
+        self._publish(record)
+
+    def in_flight_on(self, node_id: str) -> int:
+        """Requests on one node, whoever sent them. Raises KeyError."""
+        with self._lock:
+            return len(self._records[node_id].running)
 
     def tick(self) -> None:
         """Housekeeping, about once a second: expired leases, stuck loads, pauses that are over."""
@@ -614,6 +686,7 @@ class Cluster:
             self._others = Others(tell)
             for record in self._records.values():
                 record.learner.share()
+                record.is_shared = True
 
     def held(self) -> list[Lease]:
         """Every lease that is held."""

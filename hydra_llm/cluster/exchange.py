@@ -21,6 +21,12 @@ from hydra_llm.types import NO_OPTIONS, Node, RunnerOptions, RunningRequest
 KEYS_PREFIX = "hydra:v1:"
 """Before every key; another number once the records change."""
 
+CORDONS_KEY = KEYS_PREFIX + "cordoned"
+"""The set of nodes that are cordoned for all routers, by name; it stays until it is emptied."""
+
+MOST = 1 << 60
+"""Nothing that is told of a lease is a larger number: bytes, seconds, milliseconds."""
+
 NOT_OURS = 0
 """Stands for the lease's number where the lease is another router's."""
 
@@ -248,21 +254,38 @@ def _running(text: bytes | str, *, started_at: float) -> RunningRequest | None:
     """None for what is no lease: another version may have written it, or another program."""
     try:
         told = json.loads(text)
-        options = told["options"]
+        evicts, options = told["evicts"], told["options"]
+        if not isinstance(evicts, list) or not isinstance(options, dict):
+            return None
         return RunningRequest(
             lease_id=NOT_OURS,
             model=str(told["model"]),
             started_at=started_at,
-            expected_seconds=float(told["expected_seconds"]),
-            priority=int(told["priority"]),
-            load_seconds=float(told["load_seconds"]),
-            reserved_bytes=int(told["reserved_bytes"]),
-            evicts=frozenset(map(str, told["evicts"])),
+            expected_seconds=_number(told["expected_seconds"]),
+            priority=int(_number(told["priority"])),
+            load_seconds=_number(told["load_seconds"]),
+            reserved_bytes=int(_number(told["reserved_bytes"])),
+            evicts=frozenset(map(str, evicts)),
             loading=bool(told["loading"]),
-            options=RunnerOptions(**options) if options else NO_OPTIONS,
+            options=_options(options),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _number(value: object) -> float:
+    """A number that the scheduler can reckon with. Raises ValueError for anything else."""
+    if isinstance(value, (int, float)) and 0 <= value <= MOST:  # which NaN is not
+        return value
+    raise ValueError("no number of ours")
+
+
+def _options(told: Mapping[str, Any]) -> RunnerOptions:
+    if not told:
+        return NO_OPTIONS
+    if not all(isinstance(value, int) and abs(value) <= MOST for value in told.values()):  # or bool
+        raise ValueError("no options of ours")
+    return RunnerOptions(**told)
 
 
 def _wishes(flat: Sequence[Any], now: float) -> dict[str, Wish]:
@@ -271,11 +294,11 @@ def _wishes(flat: Sequence[Any], now: float) -> dict[str, Wish]:
     for told_ms_ago, text in zip(flat[::2], flat[1::2], strict=True):
         try:
             for model, (priority, age_ms) in json.loads(text).items():
-                since = now - (told_ms_ago + age_ms) / 1000
-                wish = Wish(priority=int(priority), since=since)
+                since = now - (told_ms_ago + _number(age_ms)) / 1000
+                wish = Wish(priority=int(_number(priority)), since=since)
                 if model not in found or wish.urgency(now) > found[model].urgency(now):
                     found[model] = wish
-        except (ValueError, TypeError, AttributeError):  # somebody else's
+        except (ValueError, TypeError, AttributeError, RecursionError):  # somebody else's
             continue
     return found
 
@@ -285,4 +308,4 @@ def _json(value: object) -> str:
 
 
 def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -18,6 +18,12 @@ KEPT_SECONDS = 14 * 24 * 3600
 """How long a node's rates are kept after the last sample."""
 
 
+MOST = 100.0
+"""Of a logarithm of a rate in any unit, either way, and of slots; what is more is nobody's."""
+
+MOST_SAMPLES = 10**12
+
+
 class Rate(NamedTuple):
     """A mean as it is kept: of logarithms, or the latest value where there is no mean."""
 
@@ -85,7 +91,8 @@ def rates_in(
             try:
                 value, samples = text.decode().split()
                 rate = Rate(float(value), int(samples))
-                if math.isfinite(rate.value) and rate.samples > 0:
+                # NaN is within no bounds.
+                if abs(rate.value) <= MOST and 0 < rate.samples <= MOST_SAMPLES:
                     rates[name.decode()] = rate
             except ValueError:  # somebody else's
                 continue

@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hydra_llm.cluster.files import replace_file
 from hydra_llm.cluster.learning import KINDS
 from hydra_llm.cluster.rates import Rate
 
@@ -106,7 +104,7 @@ class RatesFile:
             merged = self._entries()
             for key, mine in own.items():
                 merged[key] = _merged(mine, merged.get(key))
-            self._replace(_text_of(_without_forgotten(merged, now)))
+            replace_file(self.path, _text_of(_without_forgotten(merged, now)))
         except (OSError, ValueError) as error:
             raise RatesFileError(f"it cannot be written ({_why(error)})") from error
 
@@ -139,21 +137,6 @@ class RatesFile:
         if version > VERSION:
             raise RatesFileError("a newer hydra-llm has written it; it is left alone")
         return dict(_read(content)) if version == VERSION else {}
-
-    def _replace(self, text: str) -> None:
-        folder = self.path.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Of a name of its own, and for its owner's eyes only.
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            # Not synchronized with the disk: that takes long, and a loss costs little.
-            Path(name).replace(self.path)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
 
 
 def _why(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,8 @@ class Rules:
     """How the cluster judges nodes; seconds unless the name says otherwise."""
 
     breaker_failures: int = 3
+    breaker_failures_of_latest: int = 6
+    """Failures among a node's last 20 results that open its circuit, though never in a row."""
     breaker_open_seconds: float = 5.0
     breaker_max_open_seconds: float = 120.0
     slow_start_seconds: float = 30.0
@@ -83,9 +86,14 @@ class NodeRecord:
         self.vram_observed_at: float | None = None
         self.vram_reasons: tuple[str, ...] = ()
         self.leases: dict[int, Lease] = {}
+        self.neighbours: weakref.WeakSet[NodeRecord] = weakref.WeakSet()
+        """The same node in the ledgers of this process's other routers."""
+        self.is_shared = False
+        """Whether the others hear of its requests through Redis."""
         self.foreign: Mapping[str, RunningRequest] = {}
         """What other routers have in flight here, by the lease's name among all."""
-        self.cordoned = False
+        self.cordoned_by: set[str] = set()
+        """Who keeps new requests away: this router, the file, Redis."""
         self.breaker = self._new_breaker()
         self.load_breakers: dict[str, CircuitBreaker] = {}
         self.paused_until: float | None = None
@@ -104,6 +112,7 @@ class NodeRecord:
             open_seconds=self._rules.breaker_open_seconds,
             max_open_seconds=self._rules.breaker_max_open_seconds,
             rng=self._rng,
+            failures_of_latest=self._rules.breaker_failures_of_latest,
         )
 
     def load_breaker(self, model: str) -> CircuitBreaker:
@@ -256,7 +265,18 @@ class NodeRecord:
     def requests_for(self, model: str) -> int:
         """Requests for a model in flight here, whoever sent them."""
         own = sum(1 for lease in self.leases.values() if lease.request.model == model)
+        if self.neighbours:
+            own += sum(1 for other in self._nearby() if other.model == model)
         return own + sum(1 for other in self.foreign.values() if other.model == model)
+
+    def _nearby(self) -> list[RunningRequest]:
+        """What the neighbours have in flight here and Redis does not tell."""
+        return [
+            lease.running
+            for other in self.neighbours
+            if not (self.is_shared and other.is_shared)
+            for lease in other.leases.values()
+        ]
 
     def note_company(self) -> None:
         """Whoever is here with others shares the node's speed, even if they go before it does."""
@@ -370,7 +390,10 @@ class NodeRecord:
     @property
     def running(self) -> tuple[RunningRequest, ...]:
         """The requests in flight here, whoever sent them."""
-        return (*[lease.running for lease in self.leases.values()], *self.foreign.values())
+        own = [lease.running for lease in self.leases.values()]
+        if self.neighbours:
+            own += self._nearby()
+        return (*own, *self.foreign.values())
 
     def snapshot(self) -> NodeSnapshot:
         """The state as it is now, never to change."""
@@ -391,7 +414,7 @@ class NodeRecord:
             vram_observed_at=self.vram_observed_at,
             vram_reasons=self.vram_reasons,
             running=self.running,
-            cordoned=self.cordoned,
+            cordoned=bool(self.cordoned_by),
             circuit="closed" if closed else "open",
             circuit_reason=self.breaker.reason,
             circuit_retry_at=None if closed else self.breaker.retry_at,

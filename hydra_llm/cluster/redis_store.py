@@ -62,6 +62,21 @@ class RedisStore:
         """One message of :mod:`.rates`, one answer. Raises StoreError."""
         return self._run(self._rates, keys, message)
 
+    def cordoned(self, key: str) -> set[str]:
+        """The names of the nodes that are cordoned for all routers. Raises StoreError."""
+        try:
+            found: Any = self._redis.smembers(key)
+        except self._errors as exc:
+            raise StoreError(str(exc) or type(exc).__name__) from exc
+        return {name.decode("utf-8", "replace") for name in found}
+
+    def cordon(self, key: str, name: str, *, cordoned: bool) -> None:
+        """Cordon a node for all routers, or no longer. Raises StoreError."""
+        try:
+            (self._redis.sadd if cordoned else self._redis.srem)(key, name)
+        except self._errors as exc:
+            raise StoreError(str(exc) or type(exc).__name__) from exc
+
     def _run(self, script: Script, keys: Sequence[str], message: str) -> Sequence[Any]:
         try:
             # One round trip, once the server knows the script.

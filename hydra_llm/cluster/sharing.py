@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -31,7 +31,7 @@ from typing import Any, Literal, Protocol
 
 from hydra_llm.cluster.claims import PATIENCE_SECONDS, Claim, settle
 from hydra_llm.cluster.cluster import Cluster
-from hydra_llm.cluster.exchange import Exchange, Seen
+from hydra_llm.cluster.exchange import CORDONS_KEY, Exchange, Seen, name_of
 from hydra_llm.cluster.lease import Lease
 from hydra_llm.cluster.rates import Seed, message_of, rates_in
 from hydra_llm.cluster.redis_store import StoreError
@@ -54,6 +54,8 @@ LEASE_SECONDS = 15.0
 """How long a lease outlives the last word of its router, which renews it every five seconds."""
 RATES_SECONDS = 5.0
 """Between two looks at what the others have measured."""
+CORDONS_SECONDS = 1.0
+"""Between two looks at which nodes are cordoned."""
 
 
 class Store(Protocol):
@@ -65,6 +67,10 @@ class Store(Protocol):
 
     def rates(self, keys: Sequence[str], message: str) -> Sequence[Any]:
         """One message of :mod:`.rates`, one answer."""
+        ...
+
+    def cordoned(self, key: str) -> Container[str]:
+        """The names of the nodes that are cordoned; see :func:`.exchange.name_of`."""
         ...
 
     def close(self) -> None:
@@ -116,6 +122,7 @@ class Sharing:
         self._looks: list[Future[bool]] = []
         self._seeds: list[Seed] = []
         self._rates_at: float | None = None
+        self._cordons_at: float | None = None
         self._exchange = Exchange(uuid.uuid4().hex, self._nodes, lease_seconds=LEASE_SECONDS)
 
     def _hurry(self) -> None:
@@ -251,8 +258,10 @@ class Sharing:
             seen = self._talk(cluster, claims)
             self._regain()
             self._take_in(cluster, seen, claims)
-            if looks or self._rates_at is None or self._clock() - self._rates_at >= RATES_SECONDS:
+            if looks or self._is_due(self._rates_at, RATES_SECONDS):
                 self._share_rates(cluster)
+            if looks or self._is_due(self._cordons_at, CORDONS_SECONDS):
+                self._look_for_cordons(cluster)
         except StoreError as error:
             self._lose(str(error))
         except Exception as error:  # what is stored there is not ours, or ours is wrong
@@ -269,6 +278,16 @@ class Sharing:
         if cluster.waiting:
             return WAITING_BEAT_SECONDS
         return BEAT_SECONDS if claims or cluster.in_flight else IDLE_BEAT_SECONDS
+
+    def _is_due(self, last: float | None, seconds: float) -> bool:
+        return last is None or self._clock() - last >= seconds
+
+    def _look_for_cordons(self, cluster: Cluster) -> None:
+        assert self._store is not None
+        self._cordons_at = self._clock()
+        names = self._store.cordoned(CORDONS_KEY)
+        # While Redis is away, what it said last holds.
+        cluster.set_cordons("Redis", {n.id for n in self._nodes if name_of(n) in names})
 
     def _talk(self, cluster: Cluster, claims: Sequence[Claim]) -> Seen:
         store = self._store = self._store or self._new_store()

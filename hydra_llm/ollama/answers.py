@@ -14,6 +14,14 @@ NANOSECONDS = 1e9
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """A line longer than this is nothing that Ollama sends."""
 
+MOST_NANOSECONDS = 10**17
+"""Three years: no answer took as long."""
+
+MOST_TOKENS = 10**9
+
+MOST_BETWEEN_BYTES = 256 * 1024
+"""Comments and empty lines between two parts; a proxy sends some to keep a stream alive."""
+
 _MORE_TO_COME = b'"done":false}'
 """How all native parts but the last end: the outermost object's last field."""
 
@@ -37,46 +45,86 @@ class AnswerReader:
         is_complete: the end mark has been seen.
         error: text of an error inside the answer.
         usage: what the last part said of tokens and times.
-        is_too_long: a line had more than :data:`MAX_LINE_BYTES`.
+        is_too_long: a line had more than :data:`MAX_LINE_BYTES`, or what stands between two
+            parts more than :data:`MOST_BETWEEN_BYTES`; no more is read.
+        is_no_json: a line cannot be one of Ollama's; no more is read.
     """
 
-    __slots__ = ("_framing", "_rest", "error", "is_complete", "is_too_long", "parts", "usage")
+    __slots__ = (
+        "_between",
+        "_framing",
+        "_rest",
+        "error",
+        "is_complete",
+        "is_no_json",
+        "is_too_long",
+        "parts",
+        "usage",
+    )
 
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
-        self._rest = b""
+        self._rest = bytearray()  # a line may come byte by byte
+        self._between = 0
+        """Bytes of comments and empty lines since the last part: those never end either."""
         self.parts = 0
         self.is_complete = False
         self.is_too_long = False
+        self.is_no_json = False
         self.error: str | None = None
         self.usage: Usage | None = None
 
+    @property
+    def is_bad(self) -> bool:
+        """Whether what has come so far is no good answer."""
+        return self.error is not None or self.is_too_long or self.is_no_json
+
     def feed(self, data: bytes) -> None:
         """Take in some bytes; lines may be cut anywhere."""
-        if self._rest:
-            data = self._rest + data
-        *lines, self._rest = data.split(b"\n")
+        if self.is_too_long or self.is_no_json:
+            return
+        if b"\n" in data:
+            if self._rest:
+                data = bytes(self._rest) + data
+                self._rest.clear()
+            *lines, data = data.split(b"\n")
+            for line in lines:
+                self._line(line)
+            if self.is_too_long or self.is_no_json:
+                return
+        self._rest += data
         if len(self._rest) > MAX_LINE_BYTES:
             self.is_too_long = True
-        for line in lines:
-            self._line(line)
 
     @property
     def rest(self) -> bytes:
         """Bytes of a line that is not whole yet."""
-        return self._rest
+        return bytes(self._rest)
 
     def end(self) -> None:
         """No more bytes will come."""
-        rest, self._rest = self._rest, b""
+        rest = bytes(self._rest)
+        self._rest.clear()
         if rest.strip():
             self._line(rest)
 
     def _line(self, line: bytes) -> None:
+        if self.is_too_long or self.is_no_json:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            self.is_too_long = True
+            return
+        before = self.parts
         if self._framing is Framing.SSE:
             self._event(line)
-            return
-        if not line or line == b"\r":
+        elif line and line != b"\r":
+            self._native(line)
+        self._between = 0 if self.parts > before else self._between + len(line) + 1
+        self.is_too_long = self._between > MOST_BETWEEN_BYTES
+
+    def _native(self, line: bytes) -> None:
+        if not line.startswith(b"{"):
+            self.is_no_json = True
             return
         self.parts += 1
         if line.endswith(_MORE_TO_COME):
@@ -133,12 +181,11 @@ def usage_of(document: Mapping[str, Any]) -> Usage:
     """Counts and times of the last part of a native answer; fields that are 0 may be missing."""
 
     def seconds(name: str) -> float | None:
-        value = document.get(name)
-        return value / NANOSECONDS if isinstance(value, (int, float)) else None
+        value = _number(document.get(name))
+        return None if value is None else value / NANOSECONDS
 
     def count(name: str) -> int | None:
-        value = document.get(name)
-        return value if isinstance(value, int) else None
+        return _count(document.get(name))
 
     total, load = seconds("total_duration"), seconds("load_duration")
     prefill = seconds("prompt_eval_duration")
@@ -156,21 +203,44 @@ def usage_of(document: Mapping[str, Any]) -> Usage:
 
 
 def _openai_usage(usage: Mapping[str, Any]) -> Usage:
-    prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
     return Usage(
-        prompt_tokens=prompt if isinstance(prompt, int) else None,
-        output_tokens=output if isinstance(output, int) else None,
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        output_tokens=_count(usage.get("completion_tokens")),
     )
+
+
+# What follows is learned from, so what cannot be (a NaN, a year, less than nothing) is unknown.
+
+
+def _number(value: object) -> int | float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if 0 <= value <= MOST_NANOSECONDS else None
+
+
+def _count(value: object) -> int | None:
+    number = _number(value)
+    return number if isinstance(number, int) and number <= MOST_TOKENS else None
 
 
 _ANSWER_KEYS = frozenset(
     {"done", "embedding", "embeddings", "choices", "data", "output", "content", "answers"}
 )
+_KINDS: dict[str, type] = {
+    "choices": list,
+    "data": list,
+    "embedding": list,
+    "embeddings": list,
+    "message": dict,
+    "response": str,
+}
 
 
 def is_answer(document: Mapping[str, Any]) -> bool:
-    """Whether a document has a key that some answer of Ollama's has."""
-    return not _ANSWER_KEYS.isdisjoint(document)
+    """Whether a document has a key that some answer of Ollama's has, and what belongs there."""
+    return not _ANSWER_KEYS.isdisjoint(document) and all(
+        isinstance(document[key], kind) for key, kind in _KINDS.items() if key in document
+    )
 
 
 def read_whole(document: Mapping[str, Any]) -> tuple[bool, Usage | None]:

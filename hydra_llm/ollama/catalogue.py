@@ -13,14 +13,28 @@ from datetime import datetime, timezone
 from typing import Any
 
 from hydra_llm.types import InstalledModel, LoadedModel, canonical_model_name
+from hydra_llm.vram.metadata import whole
 from hydra_llm.vram.shape import ModelShape
 
 __all__ = ["parse_ps", "parse_show", "parse_tags", "parse_version"]
 
 
+MOST_MODELS = 2000
+"""Of one node; more are passed over."""
+
+MOST_CAPABILITIES = 100
+"""Of one model."""
+
+MOST_CHARACTERS = 500
+"""Of a name, a digest or a version: what is longer is none."""
+
+MOST_NUMBER = 1 << 60
+"""No size or count is above this; more could not be reckoned with as a ``float`` either."""
+
+
 def parse_version(data: object) -> str | None:
     """The version in ``/api/version``; None where it gives none."""
-    return _text(_document(data), "version") or None
+    return _name(_document(data), "version") or None
 
 
 def parse_tags(data: object) -> dict[str, InstalledModel]:
@@ -74,10 +88,12 @@ def parse_show(data: object, installed: InstalledModel) -> InstalledModel:
 def _weights_file(modelfile: str) -> str:
     """What the model was made from: a blob, in a folder that is another on every server."""
     found = _FROM.search(modelfile)
-    return found[1].replace("\\", "/").rpartition("/")[2] if found else ""
+    name = found[1].strip(" \t").replace("\\", "/").rpartition("/")[2] if found else ""
+    return name if len(name) <= MOST_CHARACTERS else ""
 
 
-_FROM = re.compile(r"^FROM[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+# Nothing here can be matched in two ways: the time it takes grows with the text, no faster.
+_FROM = re.compile(r"^FROM[ \t]+([^ \t\n][^\n]*)$", re.MULTILINE)
 
 
 # ------------------------------------------------------------------------ fields
@@ -98,10 +114,14 @@ def _models(data: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
         entries = []
     if not isinstance(entries, list):
         raise ValueError("expected a list of models")  # noqa: TRY004  # as above
+    count = 0
     for entry in entries:
         if isinstance(entry, dict):
-            name = _text(entry, "name").strip() or _text(entry, "model").strip()
+            name = _name(entry, "name").strip() or _name(entry, "model").strip()
             if name:
+                count += 1
+                if count > MOST_MODELS:
+                    return
                 yield canonical_model_name(name), entry
 
 
@@ -115,8 +135,14 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _name(entry: Mapping[str, Any], key: str) -> str:
+    """A text that can stand in a line, a file and a terminal; empty for anything else."""
+    value = _text(entry, key)
+    return value if len(value) <= MOST_CHARACTERS and value.isprintable() else ""
+
+
 def _digest(entry: Mapping[str, Any]) -> str:
-    return _text(entry, "digest").removeprefix("sha256:")
+    return _name(entry, "digest").removeprefix("sha256:")
 
 
 def _capabilities(entry: Mapping[str, Any]) -> frozenset[str] | None:
@@ -124,7 +150,8 @@ def _capabilities(entry: Mapping[str, Any]) -> frozenset[str] | None:
     value = entry.get("capabilities")
     if not isinstance(value, list):
         return None
-    return frozenset(one for one in value if isinstance(one, str)) or None
+    words = (one for one in value[:MOST_CAPABILITIES] if isinstance(one, str))
+    return frozenset(one for one in words if len(one) <= MOST_CHARACTERS) or None
 
 
 def _whole(entry: Mapping[str, Any], key: str) -> int | None:
@@ -132,12 +159,8 @@ def _whole(entry: Mapping[str, Any], key: str) -> int | None:
 
 
 def _as_whole(value: object) -> int | None:
-    """A whole number that is not negative; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    if isinstance(value, float) and not value.is_integer():  # inf and NaN are none either
-        return None
-    return int(value) if value >= 0 else None
+    """A whole number from 0 to :data:`MOST_NUMBER`; None for anything else."""
+    return whole(value, MOST_NUMBER)
 
 
 _RFC3339 = re.compile(

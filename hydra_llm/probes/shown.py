@@ -11,6 +11,9 @@ __all__ = ["ShowCache"]
 
 SHOW_RETRY_SECONDS = 60.0
 
+MOST_ENTRIES = 10_000
+"""A node that tells of other models each time it is asked must not fill the memory."""
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -28,18 +31,31 @@ class ShowCache:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def claim(self, installed: Mapping[str, InstalledModel], now: float) -> InstalledModel | None:
         """A model to ask about next; nobody else is given it for now."""
         for model in installed.values():
-            entry = self._entries.setdefault(model.digest, _Entry())
-            if model.digest and entry.told is None and entry.retry_at <= now:
+            if not model.digest:
+                continue
+            entry = self._entry(model.digest)
+            if entry.told is None and entry.retry_at <= now:
                 entry.retry_at = now + SHOW_RETRY_SECONDS
                 return model
         return None
 
+    def _entry(self, digest: str) -> _Entry:
+        entry = self._entries.get(digest)
+        if entry is None:
+            while len(self._entries) >= MOST_ENTRIES:
+                del self._entries[next(iter(self._entries))]  # the oldest
+            entry = self._entries[digest] = _Entry()
+        return entry
+
     def put(self, model: InstalledModel) -> None:
         """Keep what was learned."""
-        self._entries[model.digest] = _Entry(told=model)
+        self._entry(model.digest).told = model
 
     def completed(self, installed: Mapping[str, InstalledModel]) -> dict[str, InstalledModel]:
         """The models with all that is known of them."""

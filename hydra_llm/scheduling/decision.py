@@ -24,6 +24,7 @@ KEYS = (
     "attempts",
     "predicted",
     "actual",
+    "continued",
 )
 
 
@@ -50,11 +51,14 @@ class RoutingDecision(Mapping[str, Any]):
         refusal: NoEligibleNodeError | None = None,
         attempts: tuple[Attempt, ...] = (),
         actual: Mapping[str, float] | None = None,
+        continued: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         # It may be a URL with a password in it, and this goes into answers and logs.
         self.requested_node = None if requested_node is None else masked_url(requested_node)
         self.attempts = attempts
+        self.continued = continued
+        """Of a stream that another node has gone on with: ``from`` which, ``after_parts`` of it."""
         self._choice = choice
         self._refusal = refusal
         self._actual = actual
@@ -115,11 +119,13 @@ class RoutingDecision(Mapping[str, Any]):
         if self._choice is None:
             return str(self._refusal) if self._refusal is not None else "nothing was decided"
         failed = [a for a in self.attempts if a.outcome not in ("ok", "cancelled")]
-        parts = [self._main_reason()]
+        sentence = self._main_reason()
         if failed:
             names = ", ".join(f"{a.node_id} ({a.outcome})" for a in failed)
-            parts.append(f"after {names} failed")
-        sentence = " ".join(parts)
+            sentence += f" after {names} failed"
+        if self.continued is not None:
+            begun_by, parts = self.continued["from"], self.continued["after_parts"]
+            sentence += f", to go on with the answer of {begun_by} after its {parts} parts"
         return f"{sentence}; {'; '.join(self.warnings)}" if self.warnings else sentence
 
     def _main_reason(self) -> str:
@@ -248,7 +254,11 @@ class _ToldDecision(RoutingDecision):
     """A decision read back from plain data."""
 
     def __init__(self, told: Mapping[str, Any]) -> None:
-        super().__init__(model=str(told["model"]), requested_node=told.get("requested_node"))
+        super().__init__(
+            model=str(told["model"]),
+            requested_node=told.get("requested_node"),
+            continued=told.get("continued"),
+        )
         self.attempts = tuple(Attempt(**attempt) for attempt in told.get("attempts") or ())
         self._actual = told.get("actual")
         self._predicted = told.get("predicted")

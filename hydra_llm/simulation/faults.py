@@ -183,8 +183,8 @@ class LoadFault(Fault):
     """
     Requests that need a load fail for want of memory, in the time and with the text of Ollama.
 
-    As the real one, a node from 0.30 on unloads everything else and tries once more before it
-    gives up. Loaded models go on.
+    As a real one, a node from 0.30 on unloads everything else and tries once more before it gives
+    up, and an older one knows at once. Requests for a loaded model are not struck.
 
     Args:
         text: another text than that of a load on a CPU.

@@ -81,6 +81,7 @@ class OllamaServer:
         """The request the scheduler is working on; all others in the queue wait behind it."""
         self._leaving: Runner | None = None
         """The runner whose end the head waits for."""
+        self._leaving_for: Literal["reload", "room", "memory"] = "room"
         self._room_at = -math.inf
         """When VRAM of an unloaded runner is back."""
         self._load: _Load | None = None
@@ -342,7 +343,7 @@ class OllamaServer:
     def _evict(self, victim: Runner, reason: Literal["reload", "room", "memory"]) -> None:
         victim.keep_alive = 0.0
         if victim.refs:
-            self._leaving = victim
+            self._leaving, self._leaving_for = victim, reason
             return
         self._remove(victim, reason)
         if victim.placement.vram_bytes:
@@ -545,7 +546,7 @@ class OllamaServer:
             self._fill_slots(runner)
         if runner.refs == 0:
             if runner.keep_alive == 0:
-                self._remove(runner, "room" if runner is self._leaving else "asked")
+                self._remove(runner, self._leaving_for if runner is self._leaving else "asked")
             else:
                 self._start_expiry(runner)
 

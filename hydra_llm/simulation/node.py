@@ -212,7 +212,7 @@ class SimulatedNode:
         """
         Be gone from the network: packets go nowhere, so to connect takes until a timeout.
 
-        Connections there are already stay open and silent.
+        Connections there are already stay open and silent, and the node's clock stands still.
 
         Raises:
             NotImplementedError: on Windows, where the nearest is `freeze`.
@@ -222,7 +222,8 @@ class SimulatedNode:
             if self._listener is None:
                 raise RuntimeError(f"node {self.id} has not been started")
             self._listener.silence()
-            self._serving.freeze()
+            if self._serving.is_up:
+                self._serving.freeze()
 
         self._do(go)
 

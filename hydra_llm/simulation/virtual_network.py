@@ -344,7 +344,10 @@ class _Exchange:
 
     async def _read(self) -> bytes:
         try:
-            return await self._link.read(_timeouts(self._request).get("read"))
+            limit: Any = _timeouts(self._request).get("read")
+            # A router's limits know an end, too.
+            left = getattr(limit, "left", None)
+            return await self._link.read(limit if left is None else left())
         except TimeoutError:
             raise httpx.ReadTimeout("", request=self._request) from None
         except OSError as exc:

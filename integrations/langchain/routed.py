@@ -79,6 +79,7 @@ class RoutedModel(BaseModel):
     deadline_s: SkipValidation[float | None] = None
     pin: SkipValidation[str | None] = None
     vram: SkipValidation[str | None] = None
+    continue_streams: SkipValidation[bool | None] = None
 
     def __init__(self, **given: Any) -> None:
         self._check_names(given)

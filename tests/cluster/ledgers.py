@@ -68,7 +68,9 @@ def placing(scheduler: Scheduler, rng: random.Random) -> Choose:
 
 
 def node(node_id: str, **about: Any) -> Node:
-    return Node(f"http://{node_id}:11434", id=node_id, **{"local": False, "slots": 1, **about})
+    return Node(
+        **{"url": f"http://{node_id}:11434", "id": node_id, "local": False, "slots": 1, **about}
+    )
 
 
 def seen(

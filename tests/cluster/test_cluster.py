@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from hydra_llm.events import (
     LeaseExpired,
     LoadPathStuck,
     NodeHealthChanged,
+    PanicBegan,
+    PanicEnded,
 )
 from hydra_llm.exceptions import (
     ModelLoadError,
@@ -134,7 +137,7 @@ def test_an_answer_that_only_lacks_its_end_mark_is_the_models_doing() -> None:
 
 def test_a_success_in_between_starts_the_row_again() -> None:
     cluster = ledger(seen("a"), seen("b"))
-    for _ in range(4):
+    for _ in range(2):
         timeouts(cluster, 2)
         cluster.succeeded(granted(cluster, request(node_id="a")), None)
 
@@ -250,6 +253,68 @@ def test_no_more_than_half_the_nodes_are_ejected_by_inference_alone(count: int) 
 
     opened = [s.id for s in cluster.nodes() if s.circuit == "open"]
     assert opened == list(ids[: count // 2])
+
+
+@pytest.mark.parametrize("fact", ["down", "cordoned"])
+def test_of_the_nodes_that_facts_leave_half_are_kept(fact: str) -> None:
+    cluster = ledger(*(seen(id_, warm=(LLAMA,)) for id_ in "abcd"))
+    for id_ in "cd":
+        if fact == "down":
+            held = granted(cluster, request(node_id=id_, strict_pin=True))
+            cluster.failed(held, failure(NodeConnectError, id_))
+        else:
+            cluster.set_cordoned(id_, True)
+    for id_ in "ab" * 5:
+        if snapshot_of(cluster, id_).circuit == "closed":
+            held = granted(cluster, request(node_id=id_, strict_pin=True))
+            cluster.failed(held, failure(NodeTimeoutError, id_))
+
+    assert [s.id for s in cluster.nodes() if s.circuit == "open"] == ["a"]
+    assert granted(cluster, request()).node_id == "b"
+
+
+def test_panic_is_told_and_ends_when_the_node_is_well() -> None:
+    events: list[Event] = []
+    cluster = ledger(seen("a", warm=(LLAMA,)), seen("b", warm=(LLAMA,)), on_event=events.append)
+
+    def ask(id_: str, *, fails: bool) -> None:
+        held = granted(cluster, request(node_id=id_, strict_pin=True))
+        if fails:
+            cluster.failed(held, failure(NodeTimeoutError, id_))
+        else:
+            cluster.succeeded(held, None)
+
+    for _ in range(3):
+        ask("a", fails=True)
+    assert not cluster.is_in_panic
+    for _ in range(3):
+        ask("b", fails=True)
+    assert cluster.is_in_panic
+    ask("b", fails=False)
+
+    assert not cluster.is_in_panic
+    told = [(type(e), e.node_id) for e in events if isinstance(e, (PanicBegan, PanicEnded))]
+    assert told == [(PanicBegan, "b"), (PanicEnded, "")]
+
+
+def test_a_node_that_fails_a_third_of_its_requests_gets_a_pause() -> None:
+    rng = random.Random(3)
+    cluster = ledger(seen("a", warm=(LLAMA,)), seen("b", warm=(LLAMA,)))
+
+    def pause_after(share: float) -> int | None:
+        for number in range(200):
+            if snapshot_of(cluster, "a").circuit == "open":
+                return number
+            held = granted(cluster, request(node_id="a", strict_pin=True))
+            # Never three in a row.
+            if number % 3 and rng.random() < share:
+                cluster.failed(held, failure(NodeTimeoutError, "a"))
+            else:
+                cluster.succeeded(held, None)
+        return None
+
+    assert pause_after(0.04) is None
+    assert pause_after(0.5) is not None
 
 
 def test_hard_facts_may_rule_out_every_node() -> None:

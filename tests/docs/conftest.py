@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from hydra_llm.testing import SimulatedCluster, SimulatedNode
+from hydra_llm.testing import HostNames, SimulatedCluster, SimulatedNode
 
 MODELS = ("llama3.2:3b", "qwen3:8b", "nomic-embed-text")
 SPEED = 50.0
@@ -27,27 +25,18 @@ def machines() -> Iterator[SimulatedCluster]:
 
 
 @pytest.fixture
-def found_by_name(
-    machines: SimulatedCluster, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], str]:
+def found_by_name(machines: SimulatedCluster) -> Iterator[Callable[[str], str]]:
     """
     Have ``http://rig:11434`` lead to the simulated rig.
 
     The name is resolved to this machine, and the returned function puts the port at which the
     node listens where a page says 11434. Nothing else of a page is changed.
     """
-    resolve = socket.getaddrinfo
-    names = {node.id for node in machines}
-
-    def getaddrinfo(host: Any, *about: Any, **more: Any) -> Any:
-        name = host.decode() if isinstance(host, bytes) else host
-        return resolve("127.0.0.1" if name in names else host, *about, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     def with_ports(text: str) -> str:
         for node in machines:
             text = text.replace(f"http://{node.id}:11434", f"http://{node.id}:{node.port}")
         return text
 
-    return with_ports
+    with HostNames({node.id: "127.0.0.1" for node in machines}):
+        yield with_ports

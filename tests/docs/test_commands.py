@@ -65,7 +65,12 @@ def with_placeholders(name: str, rest: list[str]) -> list[str]:
     """A command that is only named in a sentence gets the arguments it needs."""
     if rest:
         return rest
-    needed = {"explain": ["MODEL"], "chat": ["MODEL", "PROMPT"], "proxy": ["--config=FILE"]}
+    needed = {
+        "explain": ["MODEL"],
+        "chat": ["MODEL", "PROMPT"],
+        "proxy": ["--config=FILE"],
+        **{name: ["NODE"] for name in ("cordon", "uncordon", "drain")},
+    }
     return needed.get(name, [])
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
+import operator
 import threading
 import time
 from collections import Counter
@@ -23,6 +25,7 @@ from hydra_llm import (
 )
 from hydra_llm.integrations.langchain import ChatHydra
 from hydra_llm.testing import (
+    Behaviour,
     CutFault,
     ErrorBodyFault,
     ErrorLineFault,
@@ -31,6 +34,7 @@ from hydra_llm.testing import (
     MissingModelFault,
     ResetFault,
     SimulatedCluster,
+    SimulatedModel,
     SimulatedNode,
     StallFault,
     StatusFault,
@@ -38,7 +42,7 @@ from hydra_llm.testing import (
 )
 from tests.langchain.conftest import OTHER as CHAT
 from tests.langchain.conftest import make_cluster
-from tests.router.conftest import make_router
+from tests.router.conftest import make_nodes, make_router, preloaded
 
 
 def decision_of(answer: Any) -> dict[str, Any]:
@@ -190,6 +194,30 @@ async def test_an_async_stream_that_breaks_is_an_error_that_names_the_node(
     with pytest.raises(StreamBrokenError, match=r"^the answer of a "):
         async for _ in model.astream("Hi"):
             pass
+
+
+@pytest.mark.parametrize("way", ["stream", "astream", "invoke"])
+async def test_another_node_goes_on_if_that_is_asked_for(way: str) -> None:
+    counting = SimulatedModel(
+        CHAT, behaviour=Behaviour("count", go_token="<|go|>"), template="open"
+    )
+    with preloaded(make_nodes("a", "b", models=(counting,)), CHAT) as cluster:
+        cluster["a"].inject(ResetFault(after=3))
+        with make_router(cluster) as router:
+            model = ChatHydra(
+                model=CHAT, router=router, node_id="a", continue_streams=True, num_predict=8
+            )
+            if way == "invoke":
+                answer = await asyncio.to_thread(model.invoke, "Hi")
+            elif way == "stream":
+                chunks = await asyncio.to_thread(lambda: list(model.stream("Hi")))
+                answer = functools.reduce(operator.add, chunks)
+            else:
+                answer = functools.reduce(operator.add, [c async for c in model.astream("Hi")])
+
+        assert answer.content == "".join(f" n{number:04}" for number in range(1, 9))
+        assert decision_of(answer)["continued"] == {"from": "a", "after_parts": 3}
+        assert outcomes(answer) == [("a", "reset"), ("b", "ok")]
 
 
 @pytest.mark.parametrize("pin", ["prefer", "require"])

@@ -154,7 +154,7 @@ async def test_a_pin_arrives_in_streams_of_an_event_loop(
 VALUES: dict[str, Any] = {
     "node_id": "c", "min_vram_gb": 1.5, "prefer_local": False, "priority": 9, "session": "s",
     "exclude_nodes": ["a"], "require_labels": ["x"], "prefer_labels": ["y"], "deadline_s": 60.0,
-    "pin": "require", "vram": "require",
+    "pin": "require", "vram": "require", "continue_streams": True,
 }  # fmt: skip
 
 

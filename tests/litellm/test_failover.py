@@ -11,8 +11,14 @@ import pytest
 from litellm import exceptions as errors
 
 from hydra_llm import Router
-from hydra_llm.integrations.litellm import HydraRoutingStrategy, decision_of, install
+from hydra_llm.integrations.litellm import (
+    HydraRoutingStrategy,
+    decision_of,
+    install,
+    uninstall,
+)
 from hydra_llm.testing import (
+    Behaviour,
     CutFault,
     ErrorLineFault,
     Fault,
@@ -20,9 +26,23 @@ from hydra_llm.testing import (
     MissingModelFault,
     ResetFault,
     SimulatedCluster,
+    SimulatedModel,
     StatusFault,
 )
-from tests.litellm.conftest import CHAT, HELLO, LiteRouter, asked, auntil, lite_router, until
+from tests.litellm.conftest import (
+    CHAT,
+    EMBEDDING,
+    HELLO,
+    OTHER,
+    LiteRouter,
+    asked,
+    auntil,
+    deployments,
+    lite_router,
+    loaded_cluster,
+    until,
+)
+from tests.router.conftest import make_router
 
 # ---------------------------------------------------------------- a node that is dead
 
@@ -263,6 +283,39 @@ async def test_a_stream_that_breaks_after_its_first_part_names_the_node(
     assert "KeyError" not in str(caught.value)
     assert asked(cluster) == {"a": 0, "b": 1, "c": 0}
     until(lambda: not hydra.in_flight)
+
+
+@pytest.mark.parametrize("way", ["async", "sync"])
+async def test_another_node_goes_on_with_a_stream_if_that_is_asked_for(way: str) -> None:
+    counting = SimulatedModel(
+        CHAT, behaviour=Behaviour("count", go_token="<|go|>"), template="open"
+    )
+    with (
+        loaded_cluster(models=(counting, OTHER, EMBEDDING)) as cluster,
+        make_router(cluster) as hydra,
+    ):
+        strategy = HydraRoutingStrategy(hydra)
+        router = lite_router(model_list=deployments(cluster))
+        install(router, strategy)
+        cluster["b"].inject(ResetFault(after=3))
+        asking = {"stream": True, "node_id": "b", "continue_streams": True, "max_tokens": 8}
+        try:
+            if way == "async":
+                answer = await router.acompletion("chat", HELLO, **asking)
+                parts = [part async for part in answer]
+            else:
+                answer = router.completion("chat", HELLO, **asking)
+                parts = await asyncio.to_thread(list, answer)
+        finally:
+            uninstall(strategy)
+
+        text = "".join(part.choices[0].delta.content or "" for part in parts)
+        assert text == "".join(f" n{number:04}" for number in range(1, 9))
+        decision = decision_of(answer)
+        assert decision is not None
+        assert decision["continued"] == {"from": "b", "after_parts": 3}
+        assert [a["outcome"] for a in decision["attempts"]] == ["reset", "ok"]
+        until(lambda: not hydra.in_flight)
 
 
 async def test_the_prompt_is_in_no_error(routed: LiteRouter, cluster: SimulatedCluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import astuple
 from itertools import pairwise
 from pathlib import Path
@@ -335,6 +336,54 @@ def test_a_line_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(beyond.rest) == 101
 
 
+def test_a_line_that_is_too_long_is_so_in_one_piece_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answers, "MAX_LINE_BYTES", 100)
+    body = token("a") + b"\n" + token("b" * 100) + b"\n" + DONE + b"\n"
+
+    whole = fed(Framing.NDJSON, body)
+    cut = fed(Framing.NDJSON, *(body[at : at + 1] for at in range(len(body))))
+
+    assert facts(whole) == facts(cut) == (1, False, None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("framing", "nothing"),
+    [(Framing.NDJSON, b"\n"), (Framing.SSE, b": still here\n"), (Framing.SSE, b"event: x\n")],
+)
+def test_lines_that_say_nothing_do_not_go_on_for_ever(
+    monkeypatch: pytest.MonkeyPatch, framing: Framing, nothing: bytes
+) -> None:
+    monkeypatch.setattr(answers, "MOST_BETWEEN_BYTES", 1000)
+    part = token("a") if framing is Framing.NDJSON else b"data: {}"
+
+    between = fed(framing, *[nothing * 30 + part + b"\n"] * 20, ended=False)
+    without_end = fed(framing, *[nothing * 30] * 40, ended=False)
+
+    assert (between.parts, between.is_bad) == (20, False)
+    assert (without_end.parts, without_end.is_too_long) == (0, True)
+
+
+@pytest.mark.parametrize("line", [b"no JSON at all", b"<html>", b"[1]", b"null", b"\xff"])
+def test_a_line_that_is_no_object_is_none_of_ollamas(line: bytes) -> None:
+    reader = fed(Framing.NDJSON, ndjson(token("a"), line, DONE))
+
+    assert (reader.parts, reader.is_complete, reader.is_no_json) == (1, False, True)
+
+
+def test_a_long_line_that_comes_byte_by_byte_takes_no_longer_for_each() -> None:
+    reader = AnswerReader(Framing.NDJSON)
+    began = time.process_time()
+
+    for _ in range(1_000_000):
+        reader.feed(b"x")
+
+    # Put together anew for each byte, it takes a minute.
+    assert time.process_time() - began < 5
+    assert len(reader.rest) == 1_000_000
+
+
 # ----------------------------------------------------------------------- one piece
 
 
@@ -363,7 +412,9 @@ def test_an_old_embedding_says_nothing_of_itself() -> None:
     assert read_whole({"embedding": [0.1]}) == (True, None)
 
 
-@pytest.mark.parametrize("wrong", ["5", None, [], {}])
+@pytest.mark.parametrize(
+    "wrong", ["5", None, [], {}, True, -1, float("nan"), float("inf"), 1e300, 10**400]
+)
 def test_figures_of_a_wrong_type_are_unknown(wrong: Any) -> None:
     names = "total_duration load_duration prompt_eval_duration eval_duration "
     names += "prompt_eval_count eval_count"
@@ -389,6 +440,9 @@ def test_every_kind_of_recorded_answer_is_one(version: str, name: str) -> None:
 
 def test_what_others_send_is_no_answer() -> None:
     assert not is_answer({"message": "It works!"})
+    assert not is_answer({"done": True, "message": "It works!"})
+    assert not is_answer({"done": True, "response": ["It works!"]})
+    assert not is_answer({"embeddings": "It works!"})
     assert not is_answer({})
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hydra_llm.ollama.catalogue import parse_ps, parse_show, parse_tags, parse_version
+from hydra_llm.ollama.catalogue import (
+    MOST_MODELS,
+    parse_ps,
+    parse_show,
+    parse_tags,
+    parse_version,
+)
 from hydra_llm.types import InstalledModel
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
@@ -194,6 +201,34 @@ def test_bad_entries_are_left_out_and_the_others_stay() -> None:
 
     assert list(parse_tags({"models": entries})) == ["good:latest"]
     assert list(parse_ps({"models": entries})) == ["good:latest"]
+
+
+@pytest.mark.parametrize("name", ["x" * 501, "a\x1b[2Jb", "a\nb", "\ud800", "\u202ea"], ids=ascii)
+def test_a_name_that_no_line_and_no_terminal_could_take_is_none(name: str) -> None:
+    entries = [{"name": name, "digest": "d"}, {"name": "good", "digest": name}]
+
+    found = parse_tags({"models": entries})
+
+    assert {model.name: model.digest for model in found.values()} == {"good:latest": ""}
+    assert parse_version({"version": name}) is None
+
+
+def test_of_a_list_without_end_the_first_models_count() -> None:
+    entries = [{"name": f"m{n}"} for n in range(MOST_MODELS + 1)]
+
+    assert len(parse_tags({"models": entries})) == MOST_MODELS
+    assert len(parse_ps({"models": entries})) == MOST_MODELS
+
+
+def test_a_modelfile_that_is_made_to_be_hard_to_read_takes_no_longer() -> None:
+    modelfile = "FROM a" + " " * 500_000 + "b\x00" + "\nFROM " * 50_000
+
+    began = time.process_time()
+    shown = parse_show({"modelfile": modelfile}, InstalledModel(name="x"))
+
+    # A pattern that tries every split of the blanks takes ten minutes.
+    assert time.process_time() - began < 2
+    assert shown.weights_file == ""
 
 
 def test_a_model_in_the_cloud_needs_no_size() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hydra_llm.probes import shown as shown_module
 from hydra_llm.probes.api import MAX_BODY_BYTES
 from hydra_llm.probes.local import LocalMemory
 from hydra_llm.probes.memory import GPU_OVERHEAD_BYTES
@@ -423,6 +424,21 @@ async def test_a_model_that_could_not_be_shown_is_left_alone_for_a_minute() -> N
     wire.answers["show"] = SHOW
     clock.now += SHOW_RETRY_SECONDS
     assert await probe.learn()
+
+
+async def test_a_node_that_has_other_models_each_time_fills_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shown_module, "MOST_ENTRIES", 10)
+    shown, wire = ShowCache(), Wire()
+    probe = probe_of(wire, shown=shown)
+    for number in range(50):
+        wire.answers["tags"] = {"models": [{"name": "llama3", "digest": f"d{number}"}]}
+        await probe.probe()
+        assert await probe.learn()
+
+    assert len(shown) == 10
+    assert probe.with_what_was_learned() is not None
 
 
 async def test_a_model_without_digest_is_not_asked_about() -> None:

@@ -475,7 +475,7 @@ DROP_IN: list[tuple[str, dict[str, Any]]] = [
     ("generate", {**GENERATE, "options": {"num_ctx": "big"}}),
 ]
 ADMIN = {"pull", "push", "create", "create_blob", "copy", "delete"}
-ROUTED = {"routing_decision", "node_id", "node_url", "hydra_node", "hydra_nodes"}
+ROUTED = {"routing_decision", "node_id", "node_url", "continued_from", "hydra_node", "hydra_nodes"}
 
 
 def as_ollama_gives(value: Any) -> Any:

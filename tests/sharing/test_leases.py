@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from hydra_llm.cluster import Lease, sharing
+from hydra_llm.cluster import CORDONS_KEY, Lease, RedisStore, name_of, sharing
 from hydra_llm.cluster.redis_store import StoreError
 from hydra_llm.events import SharingLost, SharingRestored
 from hydra_llm.types import GB, RunnerOptions
@@ -516,3 +516,38 @@ def test_a_probe_that_comes_later_keeps_the_others_in_view(join: Join) -> None:
     other.cluster.observe(seen("a", at=1.0, warm=(LLAMA,)))
 
     assert len(other.running()) == 1
+
+
+# ------------------------------------------------------------------------- cordons
+
+
+def test_a_node_is_cordoned_for_all_who_share(join: Join, server: RedisServer) -> None:
+    one, other = join(), join()
+
+    def cordoned(member: Member) -> list[str]:
+        return [node.id for node in member.cluster.nodes() if node.cordoned]
+
+    store = RedisStore(server.url)
+    try:
+        for is_cordoned, ids in ((True, ["a"]), (False, [])):
+            store.cordon(CORDONS_KEY, name_of(node("a")), cordoned=is_cordoned)
+            for member in (one, other):
+                member.clock.now += sharing.CORDONS_SECONDS
+                member.beat()
+                assert cordoned(member) == ids
+    finally:
+        store.close()
+
+
+def test_a_cordon_holds_while_redis_is_away(join: Join, server: RedisServer) -> None:
+    one = join()
+    store = RedisStore(server.url)
+    store.cordon(CORDONS_KEY, name_of(node("a")), cordoned=True)
+    store.close()
+    one.clock.now += sharing.CORDONS_SECONDS
+    one.beat()
+    server.kill()
+    one.beat()
+
+    assert one.sharing.state == "alone"
+    assert [n.id for n in one.cluster.nodes() if n.cordoned] == ["a"]

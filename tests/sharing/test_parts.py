@@ -19,6 +19,7 @@ from hydra_llm import ConfigurationError, HydraSettings, Router
 from hydra_llm.cluster import Cluster, Lease, Sharing, claims, redis_store
 from hydra_llm.cluster.exchange import Exchange, name_of
 from hydra_llm.cluster.others import TURN_SECONDS, Others
+from hydra_llm.cluster.rates import Rate, rates_in
 from hydra_llm.cluster.redis_store import StoreError, shown
 from hydra_llm.cluster.sharing import (
     BEAT_SECONDS,
@@ -163,6 +164,53 @@ def test_a_lease_that_changed_on_the_way_is_told_again() -> None:
     assert json.loads(put["lease"])["loading"] is False
 
 
+LEASE = {
+    "model": LLAMA,
+    "expected_seconds": 3.5,
+    "priority": 5,
+    "load_seconds": 2.0,
+    "reserved_bytes": 4_000_000_000,
+    "evicts": ["qwen3:8b"],
+    "loading": True,
+    "options": {"num_ctx": 4096},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expected_seconds", float("nan")),
+        ("load_seconds", float("inf")),
+        ("priority", float("inf")),
+        ("reserved_bytes", -1),
+        ("reserved_bytes", 10**400),
+        ("evicts", 7),
+        ("options", {"num_ctx": "4096"}),
+        ("options", {"no_such_option": 1}),
+        ("options", 7),
+    ],
+)
+def test_a_lease_that_nobody_could_reckon_with_is_none(key: str, value: Any) -> None:
+    talk = Exchange("r", [node("a")], lease_seconds=15.0)
+    told = [json.dumps(LEASE).encode(), json.dumps({**LEASE, key: value}).encode(), b"[" * 9000]
+    flat = [part for n, text in enumerate(told) for part in (b"\xff%d" % n, 0, text)]
+    wishes = [0, b"[" * 9000, 0, b'{"m":[1e999,0]}', 0, b'{"m":[5,NaN]}', 0, b'{"n":[5,0]}']
+
+    found = talk.seen([b"ok", b"7", [], [flat], wishes], 0.0)
+
+    assert found is not None
+    assert found.leases is not None
+    assert [running.model for running in found.leases["a"].values()] == [LLAMA]
+    assert found.wishes == {"n": Wish(priority=5, since=0.0)}
+
+
+@pytest.mark.parametrize("rate", [b"nan 3", b"1e308 3", b"-1e308 3", b"0.1 0", b"x", b""])
+def test_a_rate_that_nobody_could_reckon_with_is_none(rate: bytes) -> None:
+    answer = [[b"decode d m", rate, b"load d m", b"0.5 3"]]
+
+    assert rates_in(answer, ["a"]) == {"a": {"load d m": Rate(0.5, 3)}}
+
+
 def test_leases_that_nobody_may_count_yet_are_not_told() -> None:
     cluster = ledger(seen("a", warm=(LLAMA,)))
     granted(cluster, request())
@@ -192,6 +240,9 @@ class FakeStore:
         self.messages.append(told)
         granted = [int(self.grants) for _ in told["claim"]]
         return [b"ok", b"1", granted, [[]] if told["full"] else None, []]
+
+    def cordoned(self, key: str) -> set[str]:
+        return set()
 
     def rates(self, keys: Sequence[str], message: str) -> Sequence[Any]:
         return [[]]

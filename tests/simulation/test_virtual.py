@@ -24,6 +24,7 @@ from hydra_llm.testing import (
     SimulatedModel,
     SimulatedNode,
     SlowFault,
+    SlowLorisFault,
     StallFault,
     StatusFault,
     TokenFault,
@@ -373,3 +374,21 @@ def test_a_node_remembers_as_many_requests_as_it_is_told_to() -> None:
         assert world["a"].in_flight == 0
         # One at work, and one of the usual priority behind it.
         assert world["a"].peaks == {LLAMA: 2}
+
+
+def test_bytes_that_drip_have_an_end_here_too() -> None:
+    with VirtualCluster([SimulatedNode("a"), SimulatedNode("b")]) as world:
+        settings = HydraSettings(nodes=world.nodes(), first_byte_timeout=30.0, random_seed=1)
+        router = Router(settings=settings, world=world)
+        world["a"].inject(SlowLorisFault(after=0, pause_s=5.0))
+
+        async def ask() -> Any:
+            async with router, AsyncClient(router=router) as client:
+                answer = await client.chat(
+                    LLAMA, [{"role": "user", "content": "Hi"}], node_id="a", stream=True
+                )
+                return [part async for part in answer][-1].routing_decision
+
+        decision = world.run(ask())
+        assert [a.outcome for a in decision.attempts] == ["timeout", "ok"]
+        assert 29.0 < decision.attempts[0].seconds < 40.0

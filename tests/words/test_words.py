@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "deadline_s": None,
     "pin": "prefer",
     "vram": "prefer",
+    "continue_streams": None,
 }
 
 # word, as Python says it, as a header says it, what it means
@@ -56,6 +57,8 @@ SAID: list[tuple[str, Any, str, Any]] = [
     ("deadline_s", 2.5, "2.5", 2.5),
     ("pin", "require", "require", "require"),
     ("vram", "require", "require", "require"),
+    ("continue_streams", True, "true", True),
+    ("continue_streams", False, "0", False),
 ]
 
 WRONG: list[tuple[str, Any]] = [
@@ -83,6 +86,7 @@ WRONG: list[tuple[str, Any]] = [
     ("deadline_s", float("inf")),
     ("pin", "maybe"),
     ("vram", True),
+    ("continue_streams", "perhaps"),
 ]
 
 

@@ -64,7 +64,7 @@ class Page:
     def _add(self, line: str) -> None:
         try:
             for name, labels, value in _samples(line):
-                lowered = {label.lower(): text for label, text in labels.items()}
+                lowered = {label.lower(): _plain(text) for label, text in labels.items()}
                 self._rows.setdefault(name, []).append(Row(lowered, float(value)))
         except MissingParserError:
             raise
@@ -96,6 +96,13 @@ def name_of(line: str) -> str:
     """The metric's name at the beginning of a line; of a comment, its mark."""
     words = line[: MAX_LINE + 1].partition("{")[0].split(None, 1)
     return words[0] if words else ""
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would obey: labels become names and reasons."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _samples(line: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
