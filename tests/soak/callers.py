@@ -105,7 +105,9 @@ def draw(rng: random.Random, number: int, nodes: list[str], hurry: float) -> Ask
         tokens=options["num_predict"],
         words=words,
         options=options,
-        prompt=f"{PROMPT_WORD} {number} " + "and so on " * rng.choice([1, 1, 1, 20, 200]),
+        # Of so many different prompts that those a router remembers (20,000) do not go on growing.
+        prompt=f"{PROMPT_WORD} {rng.randint(1, 500)} "
+        + "and so on " * rng.choice([1, 1, 1, 20, 200]),
         cancel_after=rng.uniform(0.0, 6.0) / hurry if rng.random() < 0.06 else None,
         drop_after=rng.randint(1, 5) if streams and rng.random() < 0.06 else None,
         restarts=rng.random() < 0.5,
