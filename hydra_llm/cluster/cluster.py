@@ -344,6 +344,9 @@ class Cluster:
             peers=peers,
             known_loads=frozenset(name for name, r in record.foreign.items() if r.loading),
         )
+        if placement.causes_load:
+            for other in record.leases.values():
+                other.later_loads_seconds += placement.load_seconds
         record.leases[lease.id] = lease
         record.note_company()
         self._publish_leases(record)
@@ -663,7 +666,8 @@ class Cluster:
             running = lease.running
             if lease.called_stuck or not running.loading:
                 continue
-            if now - running.started_at > 3 * running.load_seconds + 5.0:
+            expected = running.load_seconds + lease.later_loads_seconds
+            if now - running.started_at > 3 * expected + 5.0:
                 lease.called_stuck = True
                 record.load_stuck_at = now
                 self._tell(LoadPathStuck(at=now, node_id=record.node.id, model=running.model))

@@ -22,6 +22,9 @@ MIN_PREFILL_TOKENS = 64
 MIN_DECODE_TOKENS = 4
 NO_WAIT_SECONDS = 0.05
 """Slot waits shorter than this are overhead."""
+TELLING_SECONDS = 10 * NO_WAIT_SECONDS
+"""An answer quicker than this would hardly have kept another one waiting in a single slot, so that
+nobody waited says nothing of slots."""
 MIN_LOAD_SECONDS = 0.5
 """A ``load_duration`` of a warm runner, or of a tiny model, is up to 0.27 s (FACTS section 4)."""
 
@@ -214,7 +217,8 @@ class NodeLearner:
         known = (usage.load_seconds or 0.0) + (usage.prefill_seconds or 0.0) + usage.decode_seconds
         waited = usage.total_seconds - known
         if waited <= max(NO_WAIT_SECONDS, 0.02 * usage.total_seconds):
-            learner.slots = max(learner.slots or 1, peers + 1)
+            if usage.decode_seconds + (usage.prefill_seconds or 0.0) >= TELLING_SECONDS:
+                learner.slots = max(learner.slots or 1, peers + 1)
         elif learner.slots is None or learner.slots > peers:
             learner.slots = max(1, peers)
 

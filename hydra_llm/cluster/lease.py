@@ -28,6 +28,7 @@ class Lease:
         "expires_at",
         "id",
         "known_loads",
+        "later_loads_seconds",
         "load_generation",
         "peers",
         "placement",
@@ -65,6 +66,9 @@ class Lease:
         """The name under which other routers are told of it; None while none need know."""
         self.company: Literal["none", "of its model", "of others"] = "none"
         """What else has run on the node since it came; the ledger says so."""
+        self.later_loads_seconds = 0.0
+        """Predicted loads that were begun on the node after its own: Ollama does one at a time, and
+        it may do those first."""
         self.called_stuck = False
         """Its load has been reported as stuck; once is enough."""
         self.state: Literal["held", "released", "expired"] = "held"

@@ -430,6 +430,22 @@ def test_the_end_of_an_older_load_does_not_give_away_the_place_of_the_one_that_t
     assert snapshot_of(cluster).load_retry_at == {LLAMA: clock.now}
 
 
+def test_a_load_that_another_one_has_overtaken_is_not_called_stuck() -> None:
+    clock, events = Clock(), list[Event]()
+    cluster = ledger(seen(models=(LLAMA, BIG)), clock=clock, on_event=events.append)
+    small = granted(cluster, request())
+    big = granted(cluster, request(BIG))
+    alone = 3 * small.placement.load_seconds + 5.0
+
+    clock.now = alone + 1
+    cluster.tick()
+    assert not snapshot_of(cluster).load_path_stuck, "the node may be loading the big one"
+
+    clock.now = alone + 3 * big.placement.load_seconds + 1
+    cluster.tick()
+    assert [e.model for e in events if isinstance(e, LoadPathStuck)] == [LLAMA]
+
+
 def test_a_load_without_a_first_byte_for_too_long_marks_the_load_path_as_stuck() -> None:
     clock, events = Clock(), list[Event]()
     cluster = ledger(

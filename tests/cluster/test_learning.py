@@ -210,5 +210,12 @@ def test_an_answer_without_company_says_nothing_about_slots() -> None:
     assert learned({**SIDE_BY_SIDE, "peers": 0}).slots is None
 
 
+def test_an_answer_so_short_that_nobody_would_have_waited_for_it_says_nothing_about_slots() -> None:
+    short = {"prefill_seconds": 0.002, "decode_seconds": 0.03, "total_seconds": 0.034}
+
+    assert learned({**short, "peers": 3}).slots is None
+    assert learned({**WAITED, "peers": 1}, {**short, "peers": 3}).slots == 1
+
+
 def test_an_answer_that_began_with_a_load_says_nothing_about_slots() -> None:
     assert learned({**SIDE_BY_SIDE, "peers": 1, "caused_load": True}).slots is None
