@@ -42,7 +42,7 @@ def router_of(world: VirtualCluster, **settings: Any) -> Router:
 
 
 async def chat(router: Router, model: str = LLAMA, **keywords: Any) -> str:
-    """A streamed answer; whatever is raised has the text so far as ``text``."""
+    """A streamed answer; whatever is raised has the text so far as ``heard``."""
     client = AsyncClient(router=router)
     messages = [{"role": "user", "content": "Hi"}]
     text = ""
@@ -50,7 +50,7 @@ async def chat(router: Router, model: str = LLAMA, **keywords: Any) -> str:
         async for part in await client.chat(model, messages=messages, stream=True, **keywords):
             text += part.message.content
     except HydraError as error:
-        error.add_note(text) if hasattr(error, "add_note") else None
+        vars(error)["heard"] = text
         raise
     return text
 
@@ -201,7 +201,7 @@ async def outcome(router: Router, trouble: Doing, node: SimulatedNode) -> tuple[
     try:
         await chat(router)
     except (NodeError, AllNodesFailedError) as error:
-        told = (type(error).__name__, str(error), *getattr(error, "__notes__", ()))
+        told = (type(error).__name__, str(error), getattr(error, "heard", ""))
         causes = [f"{a.outcome}: {a.error}" for a in getattr(error, "attempts", ())]
         assert router.in_flight == 0
         return (*told, *causes)
