@@ -65,7 +65,7 @@ def test_the_wheel_says_what_it_needs_and_which_extras_there_are(wheel: Path) ->
         "all", "cli", "dashboard", "dev", "gpu", "langchain", "litellm", "mdns", "redis",
     }  # fmt: skip
     assert {re.split("[<>]", need)[0] for need in needs if "extra ==" not in need} == {
-        "h11", "httpx", "ollama", "pydantic", "pydantic-settings", "tomli",
+        "h11", "httpcore", "httpx", "ollama", "pydantic", "pydantic-settings", "tomli",
     }  # fmt: skip
 
 

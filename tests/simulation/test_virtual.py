@@ -245,7 +245,7 @@ Change = Callable[[VirtualCluster], None]
             lambda world: world.set_way("a", "no route"),
             lambda world: world.set_way("a", "open"),
             0.0,
-            "connection failed",
+            "no route to host",
         ),
         (
             lambda world: world.set_way("a", "unknown host"),
