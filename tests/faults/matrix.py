@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hydra_llm import HydraSettings
-from hydra_llm.exceptions import NoEligibleNodeError, StreamBrokenError
+from hydra_llm.exceptions import AllNodesFailedError, NoEligibleNodeError, StreamBrokenError
 from tests.faults.callers import Caller, Seen, asked
 from tests.faults.catalogue import BY_NAME
 from tests.faults.rows import BEFORE, BROKEN, ROWS, SHORT, Blame, Ending, Row
@@ -133,6 +133,9 @@ def _check_seen(case: Case, stage: Stage, answer: str, seen: Seen, ending: Endin
     error = seen.error
     assert error is not None, f"the caller sees {seen.text!r}"
     _check_error(error, ending, case.row, stage.seen("a").node.url)
+    if isinstance(error, AllNodesFailedError | StreamBrokenError):
+        for attempt in error.attempts:
+            _check_time(case.row, stage.clock.real_seconds(attempt.seconds))
     parts = len([part for part in seen.parts if part])
     if case.is_seen and case.row.parts is None:
         assert parts

@@ -715,7 +715,7 @@ LISTINGS = [
         happens="`/api/ps` waits for a runner that hangs",
         failing=0,
         before_each=lambda stage, number: stage.router.refresh(),
-        settings={"health_check_timeout": 0.05},
+        settings={"health_check_timeout": 0.1},
         is_probed=False,
         claim="requests wait for no probe",
     ),
