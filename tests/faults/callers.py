@@ -32,6 +32,8 @@ class Caller(Protocol):
 
     async def aask(self, *, stream: bool, seen: Seen, **words: Any) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class PlainCaller:
     """``hydra_llm.Client``."""
@@ -53,6 +55,9 @@ class PlainCaller:
                 return
             async for part in answer:
                 seen.parts.append(part.message.content or "")
+
+    def close(self) -> None:
+        """Nothing is open but during a call."""
 
 
 class LangChainCaller:
@@ -76,6 +81,9 @@ class LangChainCaller:
             return
         async for chunk in self._model.astream(question, **words):
             seen.parts.append(str(chunk.content))
+
+    def close(self) -> None:
+        """The router is the stage's."""
 
 
 def _as_ollama_takes(words: dict[str, Any]) -> dict[str, Any]:

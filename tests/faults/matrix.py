@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -75,21 +76,21 @@ def play(case: Case, make_caller: MakeCaller, *, unfinished: float = UNFINISHED_
             row.strike(stage)
         else:
             ill.ill(stage.first)
-        caller = make_caller(stage)
         seen: list[Seen] = []
-        for number in range(row.asks):
-            if row.before_each is not None:
-                row.before_each(stage, number)
-            seen.append(
-                asked(
-                    caller,
-                    stream=case.stream,
-                    in_a_loop=case.in_a_loop,
-                    limit=unfinished,
-                    **row.words,
+        with closing(make_caller(stage)) as caller:
+            for number in range(row.asks):
+                if row.before_each is not None:
+                    row.before_each(stage, number)
+                seen.append(
+                    asked(
+                        caller,
+                        stream=case.stream,
+                        in_a_loop=case.in_a_loop,
+                        limit=unfinished,
+                        **row.words,
+                    )
                 )
-            )
-            _check_seen(case, stage, answer, seen[-1], _ending(case, number))
+                _check_seen(case, stage, answer, seen[-1], _ending(case, number))
         _check_attempts(case, stage)
         if row.is_probed:
             stage.router.refresh()
@@ -103,8 +104,8 @@ def play(case: Case, make_caller: MakeCaller, *, unfinished: float = UNFINISHED_
 @lru_cache
 def _undisturbed(make_caller: MakeCaller) -> str:
     """What such a caller is answered where nothing is wrong; all nodes say the same."""
-    with stage_of(1) as stage:
-        seen = asked(make_caller(stage), stream=False, in_a_loop=False, limit=UNFINISHED_SECONDS)
+    with stage_of(1) as stage, closing(make_caller(stage)) as caller:
+        seen = asked(caller, stream=False, in_a_loop=False, limit=UNFINISHED_SECONDS)
     assert seen.error is None
     assert len(seen.text) > 20
     return seen.text

@@ -33,7 +33,7 @@ class LiteLLMCaller:
     """`litellm.Router`, with its group `chat` over the stage's nodes."""
 
     def __init__(self, stage: Stage) -> None:
-        self.strategy = HydraRoutingStrategy(stage.router)
+        self._strategy = HydraRoutingStrategy(stage.router)
         self._router: Any = lite_router(
             model_list=[
                 {
@@ -45,7 +45,7 @@ class LiteLLMCaller:
             ],
             num_retries=2,
         )
-        install(self._router, self.strategy)
+        install(self._router, self._strategy)
 
     def ask(self, *, stream: bool, seen: Seen, **words: Any) -> None:
         answer = self._router.completion("chat", MESSAGES, stream=stream, **words)
@@ -63,21 +63,9 @@ class LiteLLMCaller:
         async for part in answer:
             seen.parts.append(part.choices[0].delta.content or "")
 
-
-made: list[LiteLLMCaller] = []
-
-
-def make_caller(stage: Stage) -> LiteLLMCaller:
-    made.append(LiteLLMCaller(stage))
-    return made[-1]
-
-
-@pytest.fixture
-def callbacks_are_gone() -> Iterator[None]:
-    """LiteLLM's callbacks belong to the process."""
-    yield
-    while made:
-        uninstall(made.pop().strategy)
+    def close(self) -> None:
+        """LiteLLM's callbacks belong to the process."""
+        uninstall(self._strategy)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,7 +87,7 @@ def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PythonHost, "sleep_sync", lambda self, seconds: None)
 
 
-@pytest.mark.usefixtures("ample_time", "callbacks_are_gone", "no_back_off")
+@pytest.mark.usefixtures("ample_time", "no_back_off")
 @over_all_cases(["LiteLLM"])
 def test_fault(case: Case, front_end: str) -> None:
-    play(case, make_caller)
+    play(case, LiteLLMCaller)
