@@ -106,7 +106,7 @@ def draw(rng: random.Random, number: int, nodes: list[str], hurry: float) -> Ask
         words=words,
         options=options,
         # Of so many different prompts that those a router remembers (20,000) do not go on growing.
-        prompt=f"{PROMPT_WORD} {rng.randint(1, 500)} "
+        prompt=f"{PROMPT_WORD} {rng.randint(1, 100)} "
         + "and so on " * rng.choice([1, 1, 1, 20, 200]),
         cancel_after=rng.uniform(0.0, 6.0) / hurry if rng.random() < 0.06 else None,
         drop_after=rng.randint(1, 5) if streams and rng.random() < 0.06 else None,

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from hydra_llm import (
     AllNodesFailedError,
@@ -25,7 +25,6 @@ MOST_TOLD = 20
 TALKATIVE = ("repeated-token cut", "endless stream", "endless line")
 """Under these a node says more than it should; it is still only that node's answer."""
 SLACK_S = 0.5
-"""How late a caller may learn that its deadline is over."""
 WINDOW_S = 120.0
 SECRET = re.compile(f"{PROMPT_WORD}|{ANSWER_WORD}")
 
@@ -36,19 +35,26 @@ class Judge:
 
     Args:
         models: what is installed, by node id.
-        tail: seconds for which an illness may still be felt after its end.
+        clock: the world's.
         floor: the retry budget's, in attempts.
+        slack_s: how late a caller may learn that its deadline is over.
     """
 
     def __init__(
-        self, models: Mapping[str, frozenset[str]], *, floor: int, slack_s: float = SLACK_S
+        self,
+        models: Mapping[str, frozenset[str]],
+        *,
+        clock: Callable[[], float],
+        floor: int,
+        slack_s: float = SLACK_S,
     ) -> None:
         self.models = models
         self.broken: list[str] = []
         self.illnesses: list[tuple[Illness, float]] = []
         """With the seconds for which each is felt after its end."""
         self.outcomes: Counter[str] = Counter()
-        self.requests = self.attempts = self.decisions = 0
+        self.requests = self.decisions = 0
+        self._clock = clock
         self._floor = floor
         self._slack_s = slack_s
         self._window: list[tuple[float, float, int]] = []
@@ -108,9 +114,10 @@ class Judge:
             self.outcomes["dropped by their callers"] += 1
         else:
             self.tell(f"{asked} got nothing, and no error")
-        attempts = len(getattr(error, "attempts", ()))
-        self.attempts += attempts
-        self._count_retries(asked, attempts)
+        if isinstance(
+            error, AllNodesFailedError
+        ):  # other ends have a decision, and are counted there
+            self._count_retries(asked.began, asked.ended, len(error.attempts))
 
     def _look_at_texts(self, asked: Asked) -> None:
         for text in asked.texts:
@@ -168,11 +175,11 @@ class Judge:
             return True
         return not self._well(asked)
 
-    def _count_retries(self, asked: Asked, attempts: int) -> None:
+    def _count_retries(self, began: float, ended: float, attempts: int) -> None:
         """However bad it is: attempts ≤ 1.2 × requests + a floor, which a minute refills."""
-        self._window.append((asked.began, asked.ended, max(0, attempts - 1)))
-        since = asked.ended - WINDOW_S
-        if self._window[0][1] >= since - WINDOW_S:
+        self._window.append((began, ended, max(0, attempts - 1)))
+        since = ended - WINDOW_S
+        if self._window[0][1] >= since - WINDOW_S / 4:
             return
         self._window = [one for one in self._window if one[1] >= since]
         inside = [one for one in self._window if one[0] >= since]
@@ -181,7 +188,7 @@ class Judge:
         if retries > most:
             self.tell(
                 f"{retries} further attempts for {len(inside)} requests in the {WINDOW_S:g} s "
-                f"before {asked.ended:.1f} s; the budget allows {most:.0f}"
+                f"before {ended:.1f} s; the budget allows {most:.0f}"
             )
 
     # ------------------------------------------------------------------ decisions
@@ -189,6 +196,9 @@ class Judge:
     def decided(self, decision: RoutingDecision) -> None:
         """A request has ended on a node, one way or the other."""
         self.decisions += 1
+        now = self._clock()
+        total = (decision.actual or {}).get("total", 0.0)
+        self._count_retries(now - total, now, len(decision.attempts))
         try:
             self._look_at_decision(decision)
         except Exception as error:

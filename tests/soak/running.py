@@ -407,7 +407,7 @@ class Soak:
         """
         middle = self.objects[5]
         grown = min(self.objects[-1], self.objects[-2]) - middle
-        if grown > max(2000, self._number // 10):
+        if grown > max(3000, self._number // 10):
             self.judge.tell(f"{grown} more objects than in the middle: {self.objects}")
         rss = min(self.rss_mb[-1], self.rss_mb[-2]) - self.rss_mb[5]
         if rss > 25.0:
@@ -420,9 +420,9 @@ class Soak:
 class _Session:
     """What both worlds share: the judge, the log, and the report."""
 
-    def __init__(self, nodes: list[SimulatedNode], seed: int) -> None:
+    def __init__(self, nodes: list[SimulatedNode], seed: int, clock: Callable[[], float]) -> None:
         models = {node_id: frozenset((*names, EMBEDDER)) for node_id, *_, names in SHAPES}
-        self.judge = Judge(models, floor=RETRY_FLOOR)
+        self.judge = Judge(models, clock=clock, floor=RETRY_FLOOR)
         self.nodes = nodes
         self.seed = seed
         self.failures = 0
@@ -473,7 +473,7 @@ def soak_in_virtual_time(
 ) -> Report:
     """Soak for so many virtual hours."""
     nodes = make_nodes(seed, pace)
-    with _Session(nodes, seed) as session, VirtualCluster(nodes) as world:
+    with VirtualCluster(nodes) as world, _Session(nodes, seed, world.clock) as session:
         soak = _soak(session, world.nodes(), pace=pace, say=say, clock=world.clock, world=world)
         world.run(soak.run(hours * 3600.0))
         world.run(soak.router.aclose())
@@ -487,7 +487,10 @@ def soak_for_real(
     """Soak for so many minutes, over sockets."""
     nodes = make_nodes(seed, pace)
     threads = threading.active_count()
-    with _Session(nodes, seed) as session, SimulatedCluster(nodes) as cluster:
+    with (
+        SimulatedCluster(nodes) as cluster,
+        _Session(nodes, seed, time.monotonic) as session,
+    ):
         soak = _soak(session, cluster.nodes(local=False), pace=pace, say=say, clock=time.monotonic)
 
         async def work() -> None:
