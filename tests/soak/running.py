@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra_llm import AsyncClient, HydraSettings, Router
 from hydra_llm.events import Event
+from hydra_llm.simulation.catalog import known_models
 from hydra_llm.testing import (
     Behaviour,
     SimulatedCluster,
@@ -26,8 +27,6 @@ from hydra_llm.testing import (
 from tests.soak.callers import EMBEDDER, MODELS, Asked, ask_with_patience, draw, script
 from tests.soak.promises import SECRET, Judge, LogWatch
 from tests.soak.troubles import Illness, Trouble, drawn
-
-from hydra_llm.simulation.catalog import known_models  # isort: skip
 
 __all__ = ["REAL", "VIRTUAL", "Pace", "Report", "soak_for_real", "soak_in_virtual_time"]
 

@@ -1,5 +1,5 @@
 """
-The soak, a virtual hour of it; ``python -m tests.soak`` runs a day (docs/soak.md).
+The soak, half a virtual hour of it; ``python -m tests.soak`` runs a day (docs/soak.md).
 
 One seed is new each time. If it fails, its number is in the report.
 """
@@ -16,7 +16,7 @@ NEW_SEED = random.SystemRandom().randrange(1_000_000)
 
 
 @pytest.mark.parametrize("seed", [1, 2, pytest.param(NEW_SEED, id="new")])
-def test_no_promise_is_broken_in_an_hour_of_faults(seed: int) -> None:
+def test_no_promise_is_broken_in_half_an_hour_of_faults(seed: int) -> None:
     report = soak_in_virtual_time(0.5, seed, say=lambda line: None)
     again = f"python -m tests.soak --hours 0.5 --seed {seed}"
 
