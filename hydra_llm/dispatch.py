@@ -118,6 +118,8 @@ class Dispatch:
         """The lease whose node has begun to answer."""
         self._continued: dict[str, Any] | None = None
         self._begun_by: Choice | None = None
+        self._callers_limits: set[str] = set()
+        """Time limits of the present attempt that are the caller's own, or his deadline's."""
         self._choice: Choice | None = None
         self._usage: Usage | None = None
         self._finished_at: float | None = None
@@ -394,12 +396,14 @@ class Dispatch:
         is_stream = self.call.framing is not Framing.JSON
         silence = settings.first_byte_timeout if is_stream else settings.whole_answer_timeout
         silence = min(silence, self._learned_silence(is_stream))
-        return {
-            "connect": _least(asked.get("connect"), settings.connect_timeout, left),
-            "pool": None,
-            "write": _least(asked.get("write"), settings.stream_idle_timeout, left),
-            "read": _least(asked.get("read"), silence, left),
+        own = {
+            "connect": settings.connect_timeout,
+            "write": settings.stream_idle_timeout,
+            "read": silence,
         }
+        limits = {name: _least(asked.get(name), limit, left) for name, limit in own.items()}
+        self._callers_limits = {name for name, limit in own.items() if limits[name] != limit}
+        return {"pool": None, **limits}
 
     def _learned_silence(self, is_stream: bool) -> float:
         """
@@ -425,8 +429,11 @@ class Dispatch:
     def patience(self, incoming: httpx.Request) -> Patience:
         """Silence allowed once an answer has begun."""
         asked: Mapping[str, float | None] = incoming.extensions.get("timeout") or {}
-        idle = _least(asked.get("read"), self._idle_seconds(), self.seconds_left())
+        own = self._idle_seconds()
+        idle = _least(asked.get("read"), own, self.seconds_left())
         assert idle is not None
+        if idle != own:
+            self._callers_limits.add("read")
         return Patience(idle, self._clock)
 
     def _idle_seconds(self) -> float:
@@ -552,8 +559,20 @@ class Dispatch:
     def _book_failure(self, error: NodeError) -> None:
         self._last_error = error
         self._note(error.cause, status=getattr(error, "status_code", None), error=str(error))
+        if self._is_callers_haste(error):
+            self._cluster.release(self.lease)
+            return
         self._cluster.failed(self.lease, error)
         self._router._refresh(self.lease.node_id)
+
+    def _is_callers_haste(self, error: NodeError) -> bool:
+        """Whether only the caller's own limit was over, which says nothing of the node."""
+        cause = error.__cause__
+        return (
+            (isinstance(cause, httpx.ReadTimeout) and "read" in self._callers_limits)
+            or (isinstance(cause, httpx.ConnectTimeout) and "connect" in self._callers_limits)
+            or (isinstance(cause, httpx.WriteTimeout) and "write" in self._callers_limits)
+        )
 
     def _note(self, outcome: str, *, status: int | None = None, error: str = "") -> None:
         self._attempts.append(

@@ -11,13 +11,14 @@ import httpcore
 import httpx
 import pytest
 
-from hydra_llm import AsyncClient, Client, Router, StreamBrokenError
+from hydra_llm import AsyncClient, Client, DeadlineError, Router, StreamBrokenError
 from hydra_llm.dispatch import LEARNED_IDLE_TOKENS, LEAST_LEARNED_IDLE_SECONDS, Dispatch
 from hydra_llm.ollama.calls import read_call
 from hydra_llm.patience import Patience, PatientBackend
 from hydra_llm.testing import (
     EndlessFault,
     Fault,
+    HangFault,
     SimulatedCluster,
     SlowFault,
     SlowLorisFault,
@@ -49,15 +50,15 @@ def router(cluster: SimulatedCluster) -> Iterator[Router]:
         assert router.in_flight == 0
 
 
-async def sync_parts(router: Router, *, stream: bool) -> AsyncGenerator[Any, None]:
-    with Client(router=router, prefer_labels="first") as client:
+async def sync_parts(router: Router, *, stream: bool, **about: Any) -> AsyncGenerator[Any, None]:
+    with Client(router=router, prefer_labels="first", **about) as client:
         answer = client.chat(MODEL, MESSAGES, stream=stream)
         for part in answer if stream else [answer]:
             yield part
 
 
-async def async_parts(router: Router, *, stream: bool) -> AsyncGenerator[Any, None]:
-    async with AsyncClient(router=router, prefer_labels="first") as client:
+async def async_parts(router: Router, *, stream: bool, **about: Any) -> AsyncGenerator[Any, None]:
+    async with AsyncClient(router=router, prefer_labels="first", **about) as client:
         answer = await client.chat(MODEL, MESSAGES, stream=stream)
         if not stream:
             yield answer
@@ -151,6 +152,51 @@ def test_time_that_the_reader_takes_is_not_the_nodes(
         for number, _ in enumerate(parts):
             if number < 5:
                 offset[0] += 10 * LIMIT
+
+
+def judged(router: Router, node_id: str = "a") -> float:
+    return next(node for node in router.nodes() if node.id == node_id).penalty_seconds
+
+
+@DOORS
+@pytest.mark.parametrize("when", ["before the first part", "in the middle"])
+async def test_who_has_less_patience_than_the_settings_blames_no_node(
+    ask: Ask, when: str, cluster: SimulatedCluster
+) -> None:
+    cluster["a"].inject(HangFault() if when == "before the first part" else StallFault(after=2))
+    nodes = [node.node(labels=("first",) if node.id == "a" else ()) for node in cluster]
+    with make_router(cluster, nodes=nodes, prefer_label_seconds=1000.0) as router:
+        try:
+            parts = [part async for part in ask(router, stream=True, timeout=0.2)]
+        except StreamBrokenError as broken:
+            attempts = broken.attempts
+        else:
+            attempts = parts[-1].routing_decision.attempts
+
+        assert (attempts[0].node_id, attempts[0].outcome) == ("a", "timeout")
+        assert judged(router) == 0.0
+        assert router.in_flight == 0
+
+
+@DOORS
+async def test_a_deadline_that_passes_blames_no_node(ask: Ask, cluster: SimulatedCluster) -> None:
+    for node in cluster:
+        node.inject(HangFault())
+    with make_router(cluster) as router:
+        with pytest.raises(DeadlineError):
+            [part async for part in ask(router, stream=True, deadline_s=0.3)]
+
+        assert [judged(router, node.id) for node in cluster] == [0.0, 0.0, 0.0]
+
+
+@DOORS
+async def test_who_waits_as_long_as_the_settings_say_does_blame_it(
+    ask: Ask, router: Router, cluster: SimulatedCluster
+) -> None:
+    cluster["a"].inject(HangFault())
+
+    assert [part async for part in ask(router, stream=True)]
+    assert judged(router) > 0.0
 
 
 # --------------------------------------------------------------- one part, one clock
