@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -557,7 +558,7 @@ class Dispatch:
         return self._router.settings.max_body_bytes
 
     def _book_failure(self, error: NodeError) -> None:
-        self._last_error = error
+        self._last_error = _without_frames(error)
         self._note(error.cause, status=getattr(error, "status_code", None), error=str(error))
         if self._is_callers_haste(error):
             self._cluster.release(self.lease)
@@ -635,6 +636,50 @@ class Dispatch:
 
 
 # ------------------------------------------------------------------------- helpers
+
+
+_OF_AN_ATTEMPT = frozenset({"anyio", "contextlib", "h11", "httpcore", "httpx", "hydra_llm"})
+"""Packages whose frames an attempt goes through; the callers' own are none of ours."""
+
+
+def clear_frames(error: NodeError) -> None:
+    """
+    Have the frames that a failed attempt has left forget their variables.
+
+    Some of them hold the very error that holds them, httpx's too; so the attempt, and whatever its
+    callers' frames hold, would be there until Python's garbage collector comes by.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        left += [one.__cause__, one.__context__]
+        trace = one.__traceback__
+        while trace is not None:
+            package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+            if package in _OF_AN_ATTEMPT:
+                with suppress(RuntimeError):  # it is still at work
+                    trace.tb_frame.clear()
+            trace = trace.tb_next
+
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def _without_frames(error: _E) -> _E:
+    """
+    The same error and its causes, without the frames that they have come through.
+
+    They hold this very request, and with LiteLLM much more, its streams included: an error that is
+    kept would have all of it wait for Python's garbage collector.
+    """
+    kept = type(error).__new__(type(error), *error.args)
+    vars(kept).update(vars(error))
+    kept.__cause__ = None if error.__cause__ is None else _without_frames(error.__cause__)
+    return kept
 
 
 def _least(*limits: float | None) -> float | None:

@@ -18,6 +18,7 @@ from hydra_llm.cluster import (
     CORDONS_KEY,
     Cluster,
     CordonsFile,
+    DroppedRequests,
     Keeping,
     RatesFile,
     RedisStore,
@@ -132,6 +133,7 @@ class Router:
         )
         path = self.settings.cordons_file
         self._cordons = None if path is None else CordonsFile(path)
+        self._dropped = DroppedRequests()
         self._keeping = self._new_keeping()
         self._pools = Pools(verify=self.settings.verify, world=world)
         self._start_lock = threading.Lock()
@@ -209,6 +211,9 @@ class Router:
             world=self._world,
         )
         collector.add_tick(lambda: (call := tick()) and call())
+        if self._world is None:
+            look_for_dropped = weakref.WeakMethod(self._look_for_dropped)
+            collector.add_tick(lambda: (call := look_for_dropped()) and call())
         look_for_cordons = weakref.WeakMethod(self._look_for_cordons)
         collector.add_tick(lambda: (call := look_for_cordons()) and call())
         close_dropped = weakref.WeakMethod(self._pools.close_dropped)
@@ -659,6 +664,9 @@ class Router:
         except (OSError, ValueError, StoreError) as exc:
             raise ConfigurationError(f"other routers cannot be told of {node.id}: {exc}") from exc
         self._look_for_cordons()
+
+    def _look_for_dropped(self) -> None:
+        self._dropped.look(self._cluster, self._clock())
 
     def _look_for_cordons(self) -> None:
         if self._cordons is not None:

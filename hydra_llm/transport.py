@@ -28,7 +28,7 @@ import httpx
 
 from hydra_llm.cluster import Lease, Waiter
 from hydra_llm.config import HydraSettings
-from hydra_llm.dispatch import Dispatch, outgoing_request
+from hydra_llm.dispatch import Dispatch, clear_frames, outgoing_request
 from hydra_llm.exceptions import (
     ConfigurationError,
     NodeError,
@@ -247,6 +247,7 @@ class HydraTransport(_Base, httpx.BaseTransport):
         try:
             return self._attempt(request, dispatch)
         except NodeError as error:
+            clear_frames(error)
             dispatch.failed(error)
             raise
         except BaseException:
@@ -423,6 +424,7 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
         try:
             return await self._attempt(request, dispatch)
         except NodeError as error:
+            clear_frames(error)
             dispatch.failed(error)
             raise
         except BaseException:

@@ -3,6 +3,7 @@
 from hydra_llm.cluster.claims import Claim
 from hydra_llm.cluster.cluster import Cluster
 from hydra_llm.cluster.cordons import CordonsFile
+from hydra_llm.cluster.dropped import DroppedRequests
 from hydra_llm.cluster.exchange import CORDONS_KEY, name_of
 from hydra_llm.cluster.keeping import Keeping
 from hydra_llm.cluster.lease import Lease
@@ -18,6 +19,7 @@ __all__ = [
     "Claim",
     "Cluster",
     "CordonsFile",
+    "DroppedRequests",
     "Keeping",
     "Lease",
     "PrefixKey",

@@ -117,6 +117,8 @@ class Cluster:
         self._abandoned: deque[Lease] = deque()
         self._others: Others | None = None
         self._is_in_panic = False
+        self.moves = 0
+        """Leases begun and ended so far."""
         self._near: weakref.WeakSet[Cluster] = weakref.WeakSet()
         """The ledgers of this process that have a node in common with this one."""
         self.add_nodes(nodes)
@@ -348,6 +350,7 @@ class Cluster:
             for other in record.leases.values():
                 other.later_loads_seconds += placement.load_seconds
         record.leases[lease.id] = lease
+        self.moves += 1
         record.note_company()
         self._publish_leases(record)
         return lease
@@ -414,6 +417,7 @@ class Cluster:
         lease.state = "released" if state == "released" else "expired"
         record = self._records[lease.node_id]
         del record.leases[lease.id]
+        self.moves += 1
         if self._others is not None:
             self._others.released(lease.request.model, now)
         record.breaker.abandon(lease.breaker_generation)

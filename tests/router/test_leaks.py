@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,9 +32,18 @@ from hydra_llm import (
     Router,
     StreamBrokenError,
 )
+from hydra_llm.dispatch import Dispatch
 from hydra_llm.pools import Pools
-from hydra_llm.testing import HangFault, SimulatedCluster, StallFault
-from tests.router.conftest import MODEL, make_nodes, make_router
+from hydra_llm.testing import (
+    ErrorLineFault,
+    Fault,
+    HangFault,
+    ResetFault,
+    SimulatedCluster,
+    StallFault,
+    StatusFault,
+)
+from tests.router.conftest import MODEL, make_nodes, make_router, preloaded
 
 MESSAGES = [{"role": "user", "content": "Tell me about lighthouses."}]
 ENDLESS: dict[str, Any] = {"num_predict": -1}
@@ -799,3 +809,55 @@ async def test_a_stream_whose_caller_is_known_to_have_left_lets_go_although_it_i
     assert router.in_flight == 0
     await response.aclose()
     await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [StatusFault(500), ErrorLineFault(after=0), ResetFault(after=0)],
+    ids=repr,
+)
+def test_what_is_dropped_after_a_failover_needs_no_garbage_collector(
+    cluster: SimulatedCluster, fault: Fault
+) -> None:
+    """An error that is kept with its frames holds the request that keeps it."""
+    nodes = [node.node(labels=("first",) if node.id == "a" else ()) for node in cluster]
+    cluster["a"].inject(fault)
+    with (
+        make_router(cluster, nodes=nodes, prefer_label_seconds=1000.0) as router,
+        Client(router=router, prefer_labels="first") as client,
+    ):
+        gc.collect()
+        gc.disable()
+        try:
+            parts = client.chat(MODEL, MESSAGES, stream=True)
+            next(parts)
+            dispatches = [weakref.ref(o) for o in gc.get_objects() if isinstance(o, Dispatch)]
+            assert len(dispatches) == 1
+            parts.close()
+            del parts
+            assert dispatches[0]() is None
+        finally:
+            gc.enable()
+
+
+def test_what_was_dropped_in_a_cycle_is_found_while_another_one_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hydra_llm.cluster.dropped.WHILE_ONE_WAITS_SECONDS", 0.5)
+    with (
+        preloaded(make_nodes("a"), MODEL) as cluster,
+        make_router(cluster, nodes=[cluster["a"].node(slots=1)]) as router,
+        Client(router=router, priority=1) as client,
+    ):
+        cluster["a"].inject(StallFault(after=1), times=1)
+        gc.collect()
+        gc.disable()
+        try:
+            cycle: list[Any] = [client.chat(MODEL, MESSAGES, stream=True)]
+            next(cycle[0])
+            cycle.append(cycle)
+            del cycle
+            assert router.in_flight == 1
+            assert client.chat(MODEL, MESSAGES).message.content
+        finally:
+            gc.enable()
