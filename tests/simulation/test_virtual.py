@@ -15,6 +15,7 @@ import pytest
 from hydra_llm import AsyncClient, Client, ConfigurationError, HydraSettings, Router
 from hydra_llm.exceptions import AllNodesFailedError, HydraError, NodeError, StreamBrokenError
 from hydra_llm.testing import (
+    Behaviour,
     CutFault,
     Fault,
     HangFault,
@@ -392,3 +393,25 @@ def test_bytes_that_drip_have_an_end_here_too() -> None:
         decision = world.run(ask())
         assert [a.outcome for a in decision.attempts] == ["timeout", "ok"]
         assert 29.0 < decision.attempts[0].seconds < 40.0
+
+
+@pytest.mark.parametrize(("several", "parts"), [(1, 100), (16, 9)])
+def test_tokens_that_come_several_at_a_time_take_as_long(several: int, parts: int) -> None:
+    model = SimulatedModel("long:7b", size_gb=4.0, behaviour=Behaviour(kind="length"))
+    with VirtualCluster([SimulatedNode("a", models=[model], tokens_per_part=several)]) as world:
+
+        async def ask() -> tuple[list[Any], float]:
+            told, first = [], 0.0
+            async with router_of(world) as router, AsyncClient(router=router) as client:
+                messages = [{"role": "user", "content": "Say it in 100"}]
+                async for part in await client.chat("long:7b", messages, stream=True):
+                    first = first or world.now
+                    told.append(part)
+            return told, world.now - first
+
+        told, seconds = world.run(ask())
+        assert seconds == pytest.approx(99 * 0.01)
+        assert told[-1].eval_count == 100
+        assert len("".join(part.message.content for part in told).split()) == 99
+        assert len(told) == parts
+        assert max(request.tokens for request in world["a"].requests) == 100
