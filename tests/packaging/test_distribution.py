@@ -62,7 +62,8 @@ def test_the_wheel_says_what_it_needs_and_which_extras_there_are(wheel: Path) ->
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.10"
     assert {*metadata.get_all("Provides-Extra", [])} == {
-        "all", "cli", "dashboard", "dev", "gpu", "langchain", "litellm", "mdns", "redis",
+        "all", "cli", "dashboard", "dev", "gpu", "langchain", "litellm", "mdns", "plot",
+        "redis",
     }  # fmt: skip
     assert {re.split("[<>]", need)[0] for need in needs if "extra ==" not in need} == {
         "h11", "httpcore", "httpx", "ollama", "pydantic", "pydantic-settings", "tomli",
