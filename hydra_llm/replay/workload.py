@@ -350,7 +350,7 @@ def _read_trace(text: str) -> tuple[str, tuple[Row, ...]]:
 
 @lru_cache(maxsize=len(TRACES))
 def _packaged(name: str) -> tuple[Row, ...]:
-    data = (resources.files(__package__) / "traces" / f"{name}.csv.gz").read_bytes()
+    data = (resources.files("hydra_llm.replay") / "traces" / f"{name}.csv.gz").read_bytes()
     return _rows(data, name)
 
 
