@@ -415,3 +415,24 @@ def test_tokens_that_come_several_at_a_time_take_as_long(several: int, parts: in
         assert len("".join(part.message.content for part in told).split()) == 99
         assert len(told) == parts
         assert max(request.tokens for request in world["a"].requests) == 100
+
+
+def test_a_decision_is_explained_by_what_was_known_when_it_was_made() -> None:
+    models = [SimulatedModel("one:7b", size_gb=5.0), SimulatedModel("other:7b", size_gb=5.0)]
+    with VirtualCluster([SimulatedNode("a", models=models, vram_gb=8.0)]) as world:
+
+        async def work() -> None:
+            async with router_of(world) as router:
+                await chat(router, "one:7b")
+                await asyncio.sleep(10.0)
+                now, later = router.explain("other:7b"), router.explain("other:7b")
+                costs = [candidate.costs for candidate in now.candidates]
+                assert costs[0]["eviction"] > 0.0
+
+                for _ in range(5):
+                    await chat(router, "one:7b")
+                assert [candidate.costs for candidate in later.candidates] == costs
+                [fresh] = router.explain("other:7b").candidates
+                assert fresh.costs["eviction"] > costs[0]["eviction"]
+
+        world.run(work())
