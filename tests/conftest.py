@@ -1,5 +1,6 @@
 """What every test has: a watch on what it leaves behind, and nothing of the machine's settings."""
 
+import io
 import itertools
 import os
 from collections.abc import Iterator
@@ -38,3 +39,14 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, state_home: Path) 
     monkeypatch.setattr("hydra_llm.config._user_state_dir", lambda: None)
     for name in ("XDG_STATE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(state_home / str(next(_numbers))))
+
+
+@pytest.fixture(scope="session")
+def matplotlib_fonts() -> None:
+    """Have matplotlib open its fonts, which it never closes, before open files are counted."""
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().set_xscale("log")
+    figure.savefig(io.BytesIO(), format="png")

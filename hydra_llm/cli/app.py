@@ -40,6 +40,7 @@ hydra-llm litellm-config         a config.yaml of my nodes for LiteLLM
 hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
 hydra-llm discover NETWORK       finds nodes, and writes hydra.toml
 hydra-llm cordon rig             sends nothing new to a node; drain waits too, uncordon ends it
+hydra-llm simulate               what would another GPU bring? A load, replayed in virtual time
 hydra-llm agent                  tells others how much memory this machine's GPUs have
 
 Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.
@@ -532,6 +533,136 @@ def discover(
             may_write=yes,
             as_json=as_json,
         )
+
+
+@app.command()
+def simulate(
+    *,
+    trace: Annotated[
+        str,
+        typer.Option(
+            "--trace",
+            metavar="TRACE",
+            help="poisson:rate=0.5,requests=200, a trace by name, or a CSV file.",
+        ),
+    ] = "poisson",
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster", metavar="CLUSTER", help="demo, GPUs' sizes as 24+12+8, or a TOML file."
+        ),
+    ] = "demo",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="POLICY",
+            help="Who chooses; repeat it or use commas for more; all is every one.",
+            show_default=False,
+        ),
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--add",
+            metavar="NAME=GB",
+            help="Compare with one more node, as gpu24=24 or gpu24=24,bandwidth=900; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=1000, metavar="N", help="How many runs of each.")
+    ] = 10,
+    first_seed: Annotated[
+        int, typer.Option("--first-seed", min=0, metavar="N", help="The first of the seeds.")
+    ] = 0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            min=0.0001,
+            max=1000.0,
+            metavar="R",
+            help="Requests in a second; a trace's time is stretched to it.",
+            show_default=False,
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            "--requests",
+            min=1,
+            metavar="N",
+            help="How many; of a trace the first ones.",
+            show_default=False,
+        ),
+    ] = None,
+    zipf: Annotated[
+        float | None,
+        typer.Option(
+            "--zipf",
+            min=0.0,
+            max=5.0,
+            metavar="S",
+            help="Models by Zipf's law in the cluster's order, instead of by their shares.",
+            show_default=False,
+        ),
+    ] = None,
+    shift: Annotated[
+        bool, typer.Option("--shift", help="Half-way, turn the models' popularities round.")
+    ] = False,
+    priorities: Annotated[
+        str | None,
+        typer.Option(
+            "--priorities",
+            metavar="MIX",
+            help="Draw priorities, as 10=1,5=7,2=2; all are 5 otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    by_priority: Annotated[
+        bool, typer.Option("--by-priority", help="Show each priority too.")
+    ] = False,
+    slo: Annotated[
+        float,
+        typer.Option("--slo", min=0.001, metavar="SECONDS", help="To a first token in time."),
+    ] = 5.0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw it, as a .png, .svg or .pdf.", show_default=False
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Replay a load on simulated nodes in virtual time, to see what a policy or a GPU brings.
+
+    The real router, client and HTTP run against simulated nodes; hours pass in seconds, and
+    nothing of yours is asked.
+
+    Exit code: 0 when it is done; 1 if matplotlib is missing for --plot; 2 if an option or a file
+    is wrong; 130 for Ctrl-C.
+    """
+    from hydra_llm.cli import simulating
+
+    with told_in_one_line(debug=debug):
+        wanted = simulating.Wanted(
+            trace=trace,
+            cluster=cluster,
+            policies=policy or (),
+            seeds=seeds,
+            first_seed=first_seed,
+            rate=rate,
+            requests=requests,
+            zipf=zipf,
+            shift=shift,
+            priorities=priorities,
+            slo_s=slo,
+            add=add or (),
+        )
+        simulating.simulate(wanted, by_priority=by_priority, plot=plot, as_json=as_json)
 
 
 @app.command()

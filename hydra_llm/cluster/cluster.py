@@ -108,7 +108,7 @@ class Cluster:
         self._records: dict[str, NodeRecord] = {}
         self._snapshots: dict[str, NodeSnapshot] = {}
         self._published: tuple[NodeSnapshot, ...] = ()
-        self._demand: dict[str, Demand] = {}
+        self._demand: Mapping[str, Demand] = {}
         self._line = WaitingLine()
         self._budget = RetryBudget(ratio=self._rules.retry_ratio, floor=self._rules.retry_floor)
         self._cache_index = PromptCacheIndex()
@@ -207,7 +207,7 @@ class Cluster:
     def demand(self) -> Mapping[str, Demand]:
         """What every model is asked for."""
         with self._lock:
-            return dict(self._demand)
+            return self._demand
 
     @property
     def in_flight(self) -> int:
@@ -443,6 +443,10 @@ class Cluster:
             if not self._end(lease, "released", now):
                 self._publish(record)
 
+    def _set_demand(self, model: str, demand: Demand) -> None:
+        # Never in place: decisions work out later what they were made with.
+        self._demand = {**self._demand, model: demand}
+
     def _slow_start(self, record: NodeRecord, now: float) -> None:
         """One good answer is not full trust: other nodes get a little head start."""
         start = self._rules.slow_start_seconds / 30.0
@@ -485,7 +489,7 @@ class Cluster:
             mean = before.output_tokens
             tokens = float(usage.output_tokens)
             mean = tokens if mean is None else mean + 0.1 * (tokens - mean)
-            self._demand[model] = replace(before, output_tokens=mean)
+            self._set_demand(model, replace(before, output_tokens=mean))
 
     def failed(self, lease: Lease, error: NodeError) -> None:
         """The node failed this request: judge it by the cause, and give the place back."""
@@ -811,7 +815,7 @@ class Cluster:
         self._budget.deposit(now)
         before = self._demand.get(request.model, Demand())
         rate = before.rate(now) + 1.0 / DEMAND_MEMORY_SECONDS
-        self._demand[request.model] = replace(before, per_second=rate, seen_at=now)
+        self._set_demand(request.model, replace(before, per_second=rate, seen_at=now))
 
     def _count_warm_nodes(self) -> None:
         """Bring the demand table up to date after a change of what is loaded where."""
@@ -822,7 +826,7 @@ class Cluster:
         for name in warm.keys() | self._demand.keys():
             before = self._demand.get(name, Demand())
             if before.warm_nodes != warm.get(name, 0):
-                self._demand[name] = replace(before, warm_nodes=warm.get(name, 0))
+                self._set_demand(name, replace(before, warm_nodes=warm.get(name, 0)))
 
     def _tell(self, event: Event) -> None:
         self._outbox.append(event)

@@ -92,6 +92,8 @@ def _said(question: Question) -> Iterator[Token]:
     kind = question.model.behaviour.kind
     if kind == "script":
         return iter(_marked(list(_raw(question)), question))
+    if kind == "length" and question.format is None:
+        return _end(itertools.repeat(Token(" word"), _length_from(question) - 1))
     if kind != "prose" and question.format is None:
         return map(Token, _raw(question))
     if kind != "prose":
@@ -109,6 +111,13 @@ def _raw(question: Question) -> Iterator[str]:
     if behaviour.kind == "script":
         return iter(behaviour.tokens)
     return prose(rng_of(question.model.name, question.rendered, question.seed))
+
+
+def _length_from(question: Question) -> int:
+    """The number at the end of the last message; the usual length where there is none."""
+    last = text_of(question.messages[-1]).rsplit(maxsplit=1) if question.messages else ()
+    asked = last[-1] if last else ""
+    return max(1, int(asked)) if asked.isdecimal() else question.token_output
 
 
 def _count_from(question: Question) -> int:

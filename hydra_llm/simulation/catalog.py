@@ -64,10 +64,11 @@ class Behaviour:
 
     ``prose`` follows the request and ends by itself; ``noise`` never ends by itself, as random
     weights do; ``count`` says `` n0001 n0002 ...``; ``script`` always says ``tokens``;
-    ``loop`` says ``tokens``, then the last of them for ever.
+    ``loop`` says ``tokens``, then the last of them for ever; ``length`` says as many tokens as the
+    last word of the last message tells (``write 300``), the end of the turn among them.
     """
 
-    kind: Literal["prose", "noise", "count", "script", "loop"] = "prose"
+    kind: Literal["prose", "noise", "count", "script", "loop", "length"] = "prose"
     tokens: tuple[str, ...] = ()
     go_token: str = ""
     """What the template puts at the start of an answer (``<|go_count|>``)."""

@@ -70,6 +70,10 @@ class Exchange(ABC):
     def token(self, index: int) -> bytes:
         """Give the chunk for one token; empty when nothing of it is seen."""
 
+    def part(self, start: int, stop: int) -> bytes:
+        """Give the chunk for several tokens at once."""
+        return b"".join(map(self.token, range(start, stop)))
+
     @abstractmethod
     def finish(self) -> Reply | tuple[bytes, ...]:
         """Give the whole answer, or the last chunks of a stream."""
@@ -114,6 +118,15 @@ class Writer(Exchange):
     def token(self, index: int) -> bytes:
         """Give the line for one token."""
         return self.line(self.context.answer.tokens[index])
+
+    def part(self, start: int, stop: int) -> bytes:
+        """Give one line for several tokens, where they are plain text."""
+        tokens = self.context.answer.tokens[start:stop]
+        told = self.context.asked.body.get("logprobs")
+        kinds = {token.kind for token in tokens}
+        if len(tokens) == 1 or told or "content" not in kinds or kinds - {"content", "hidden"}:
+            return super().part(start, stop)
+        return self.line(Token("".join(t.text for t in tokens if t.kind == "content")))
 
     @abstractmethod
     def line(self, token: Token) -> bytes:

@@ -517,21 +517,28 @@ class OllamaServer:
             ticket.state, ticket.decoding_at = "decode", self._now
             slot.cached = job.prompt
         else:
-            step = 1 if job.each_token else job.answer_tokens
-            for _ in range(step):
-                if job.each_token:
-                    index = ticket.tokens_out
-                    event = Event(self._now, "token", job.model.name, ticket, index)
-                    self._events.append(event)
-                ticket.tokens_out += 1
+            step = self._step(ticket)
+            if job.each_token:
+                index = ticket.tokens_out
+                event = Event(self._now, "token", job.model.name, ticket, index, step)
+                self._events.append(event)
+            ticket.tokens_out += step
         if ticket.tokens_out < job.answer_tokens and job.kind == "generate":
-            tokens = 1 if job.each_token else job.answer_tokens
-            work.left_s, work.since = tokens * runner.token_s, self._now
+            work.left_s, work.since = self._step(ticket) * runner.token_s, self._now
             return
         ticket.ended_at = self._now
         slot.cached = _whole(job)
         self._leave_runner(ticket)
         self._finish(ticket)
+
+    def _step(self, ticket: Ticket) -> int:
+        """How many tokens come next at one time."""
+        job = ticket.job
+        if not job.each_token:
+            return job.answer_tokens
+        # The first one comes alone: its time is what people look at.
+        most = self.settings.tokens_per_part if ticket.tokens_out else 1
+        return min(most, job.answer_tokens - ticket.tokens_out)
 
     def _leave_runner(self, ticket: Ticket) -> None:
         """Free the slot, serve the next, and let the runner go if it is to go."""

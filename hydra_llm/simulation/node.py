@@ -56,6 +56,7 @@ class SimulatedNode:
         speed: simulated seconds in one real second.
         port: 0 takes a free one.
         token_output: tokens of a plain answer.
+        tokens_per_part: tokens in each part of a stream but the first.
         keep_requests: how many of the latest requests are remembered; all by default.
     """
 
@@ -85,6 +86,7 @@ class SimulatedNode:
         host: str = "127.0.0.1",
         port: int = 0,
         token_output: int = 64,
+        tokens_per_part: int = 1,
         seed: int = 0,
         keep_requests: int | None = None,
     ) -> None:
@@ -115,6 +117,7 @@ class SimulatedNode:
             vram_recovery_s=vram_recovery_s,
             go_template=go_template,
             token_output=token_output,
+            tokens_per_part=tokens_per_part,
             seed=seed,
         )
         self._wanted_port = port

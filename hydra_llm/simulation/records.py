@@ -151,13 +151,18 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in the server at ``at``; ``index`` counts tokens from 0."""
+    """
+    Something that happened in the server at ``at``.
+
+    ``index`` counts tokens from 0; a ``token`` event may be of several, of which it is the first.
+    """
 
     at: float
     kind: Literal["token", "done", "failed", "load started", "load ended", "unloaded"]
     model: str
     ticket: Ticket | None = None
     index: int = 0
+    tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -372,11 +372,13 @@ class NodeServing:
         if call is None or call.exchange is None:
             return
         if event.kind == "token":
-            chunk = call.exchange.token(event.index)
+            after = event.index + event.tokens
+            chunk = call.exchange.part(event.index, after)
             if call.exchange.stream and chunk:
                 self._chunk(call, chunk)
-            call.note(tokens=event.index + 1)
-            self._at_tokens(call, event.index + 1)
+            call.note(tokens=after)
+            for tokens in range(event.index + 1, after + 1):
+                self._at_tokens(call, tokens)
         elif event.kind == "done":
             self._end(call, call.exchange.finish(), "done")
         elif event.kind == "failed":

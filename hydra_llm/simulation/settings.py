@@ -42,6 +42,8 @@ class NodeSettings:
     """How long the scheduler waits for VRAM to come back after it unloaded a runner."""
     go_template: bool = True
     token_output: int = 64
+    tokens_per_part: int = 1
+    """Tokens in each part of a stream after the first: more of them are less work to simulate."""
     seed: int = 0
 
     @property

@@ -54,6 +54,14 @@ def test_the_wheel_holds_every_module_and_the_mark_that_it_is_typed(
     assert core | integrations | {"hydra_llm/py.typed"} <= set(names_in(wheel))
 
 
+def test_the_wheel_holds_the_traces_and_their_licences(wheel: Path) -> None:
+    names = [name for name in names_in(wheel) if name.startswith("hydra_llm/replay/traces/")]
+
+    assert sum(name.endswith(".csv.gz") for name in names) == 4
+    assert "CC-BY-4.0" in read(wheel, "traces/README.md")
+    assert "Version 2.0, January 2004" in read(wheel, "traces/LICENSE-APACHE-2.0.txt")
+
+
 def test_the_wheel_says_what_it_needs_and_which_extras_there_are(wheel: Path) -> None:
     metadata = email.message_from_string(read(wheel, ".dist-info/METADATA"))
     needs = metadata.get_all("Requires-Dist", [])
@@ -62,7 +70,8 @@ def test_the_wheel_says_what_it_needs_and_which_extras_there_are(wheel: Path) ->
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.10"
     assert {*metadata.get_all("Provides-Extra", [])} == {
-        "all", "cli", "dashboard", "dev", "gpu", "langchain", "litellm", "mdns", "redis",
+        "all", "cli", "dashboard", "dev", "gpu", "langchain", "litellm", "mdns", "plot",
+        "redis",
     }  # fmt: skip
     assert {re.split("[<>]", need)[0] for need in needs if "extra ==" not in need} == {
         "h11", "httpcore", "httpx", "ollama", "pydantic", "pydantic-settings", "tomli",

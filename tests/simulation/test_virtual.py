@@ -15,6 +15,7 @@ import pytest
 from hydra_llm import AsyncClient, Client, ConfigurationError, HydraSettings, Router
 from hydra_llm.exceptions import AllNodesFailedError, HydraError, NodeError, StreamBrokenError
 from hydra_llm.testing import (
+    Behaviour,
     CutFault,
     Fault,
     HangFault,
@@ -392,3 +393,46 @@ def test_bytes_that_drip_have_an_end_here_too() -> None:
         decision = world.run(ask())
         assert [a.outcome for a in decision.attempts] == ["timeout", "ok"]
         assert 29.0 < decision.attempts[0].seconds < 40.0
+
+
+@pytest.mark.parametrize(("several", "parts"), [(1, 100), (16, 9)])
+def test_tokens_that_come_several_at_a_time_take_as_long(several: int, parts: int) -> None:
+    model = SimulatedModel("long:7b", size_gb=4.0, behaviour=Behaviour(kind="length"))
+    with VirtualCluster([SimulatedNode("a", models=[model], tokens_per_part=several)]) as world:
+
+        async def ask() -> tuple[list[Any], float]:
+            told, first = [], 0.0
+            async with router_of(world) as router, AsyncClient(router=router) as client:
+                messages = [{"role": "user", "content": "Say it in 100"}]
+                async for part in await client.chat("long:7b", messages, stream=True):
+                    first = first or world.now
+                    told.append(part)
+            return told, world.now - first
+
+        told, seconds = world.run(ask())
+        assert seconds == pytest.approx(99 * 0.01)
+        assert told[-1].eval_count == 100
+        assert len("".join(part.message.content for part in told).split()) == 99
+        assert len(told) == parts
+        assert max(request.tokens for request in world["a"].requests) == 100
+
+
+def test_a_decision_is_explained_by_what_was_known_when_it_was_made() -> None:
+    models = [SimulatedModel("one:7b", size_gb=5.0), SimulatedModel("other:7b", size_gb=5.0)]
+    with VirtualCluster([SimulatedNode("a", models=models, vram_gb=8.0)]) as world:
+
+        async def work() -> None:
+            async with router_of(world) as router:
+                await chat(router, "one:7b")
+                await asyncio.sleep(10.0)
+                now, later = router.explain("other:7b"), router.explain("other:7b")
+                costs = [candidate.costs for candidate in now.candidates]
+                assert costs[0]["eviction"] > 0.0
+
+                for _ in range(5):
+                    await chat(router, "one:7b")
+                assert [candidate.costs for candidate in later.candidates] == costs
+                [fresh] = router.explain("other:7b").candidates
+                assert fresh.costs["eviction"] > costs[0]["eviction"]
+
+        world.run(work())
