@@ -17,8 +17,8 @@ MODEL = "llama3.2:3b"
 
 
 def answer(body: bytes, *more: bytes, kind: bytes = b"application/json") -> bytes:
-    """A plain answer in HTTP."""
-    lines = (b"HTTP/1.1 200 OK", b"Content-Type: " + kind, *more)
+    """A plain answer in HTTP; the connection is closed after it."""
+    lines = (b"HTTP/1.1 200 OK", b"Content-Type: " + kind, b"Connection: close", *more)
     return b"\r\n".join((*lines, b"Content-Length: %d" % len(body), b"", body))
 
 
