@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -813,7 +814,17 @@ async def test_a_stream_whose_caller_is_known_to_have_left_lets_go_although_it_i
 
 @pytest.mark.parametrize(
     "fault",
-    [StatusFault(500), ErrorLineFault(after=0), ResetFault(after=0)],
+    [
+        StatusFault(500),
+        ResetFault(after=0),
+        pytest.param(
+            ErrorLineFault(after=0),
+            marks=pytest.mark.skipif(
+                sys.version_info < (3, 11),
+                reason="closing a stream of httpcore's leaves the error to the collector there",
+            ),
+        ),
+    ],
     ids=repr,
 )
 def test_what_is_dropped_after_a_failover_needs_no_garbage_collector(
