@@ -22,12 +22,12 @@ from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.patience import AsyncPatientBackend, PatientBackend
 from hydra_llm.world import World
 
-LIMITS = httpx.Limits(
+LIMITS: dict[str, Any] = {
     # The scheduler decides how much a node gets; a pool limit would only queue blindly.
-    max_connections=None,
-    max_keepalive_connections=100,
-    keepalive_expiry=30.0,
-)
+    "max_connections": None,
+    "max_keepalive_connections": 100,
+    "keepalive_expiry": 30.0,
+}
 
 
 class _SyncPool(httpx.HTTPTransport):
@@ -37,9 +37,7 @@ class _SyncPool(httpx.HTTPTransport):
         # Not its parent's: that has no place for a backend.
         self._pool = httpcore.ConnectionPool(
             ssl_context=context,
-            max_connections=LIMITS.max_connections,
-            max_keepalive_connections=LIMITS.max_keepalive_connections,
-            keepalive_expiry=LIMITS.keepalive_expiry,
+            **LIMITS,
             network_backend=PatientBackend(),
         )
 
@@ -50,9 +48,7 @@ class _AsyncPool(httpx.AsyncHTTPTransport):
     def __init__(self, context: ssl.SSLContext) -> None:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
-            max_connections=LIMITS.max_connections,
-            max_keepalive_connections=LIMITS.max_keepalive_connections,
-            keepalive_expiry=LIMITS.keepalive_expiry,
+            **LIMITS,
             network_backend=AsyncPatientBackend(),
         )
 

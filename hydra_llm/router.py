@@ -189,7 +189,6 @@ class Router:
         settings = self.settings
         # The thread must not keep a forgotten router alive; what keeps its rates does not either.
         observe = weakref.WeakMethod(self._cluster.observe)
-        tick = weakref.WeakMethod(self._cluster.tick)
         keeping = self._keeping
 
         def on_observation(seen: Observation) -> None:
@@ -210,14 +209,11 @@ class Router:
             ssl_context=self._pools.ssl_context if _uses_tls(self._configured) else None,
             world=self._world,
         )
-        collector.add_tick(lambda: (call := tick()) and call())
+        collector.add_tick(_weakly(self._cluster.tick))
         if self._world is None:
-            look_for_dropped = weakref.WeakMethod(self._look_for_dropped)
-            collector.add_tick(lambda: (call := look_for_dropped()) and call())
-        look_for_cordons = weakref.WeakMethod(self._look_for_cordons)
-        collector.add_tick(lambda: (call := look_for_cordons()) and call())
-        close_dropped = weakref.WeakMethod(self._pools.close_dropped)
-        collector.add_tick(lambda: (call := close_dropped()) and call())
+            collector.add_tick(_weakly(self._look_for_dropped))
+        collector.add_tick(_weakly(self._look_for_cordons))
+        collector.add_tick(_weakly(self._pools.close_dropped))
         if keeping is not None:
             collector.add_tick(keeping.tick)
         self._finalizer = weakref.finalize(self, collector.stop)
@@ -786,6 +782,12 @@ def _settings_and_nodes(
     if settings is not None:
         named = settings.model_copy(update={"nodes": named.nodes})
     return named, named.nodes
+
+
+def _weakly(method: Callable[[], object]) -> Callable[[], object]:
+    """As the method, without keeping its object alive; nothing once that is gone."""
+    held = weakref.WeakMethod(method)
+    return lambda: (call := held()) and call()
 
 
 def _uses_tls(nodes: Sequence[Node]) -> bool:

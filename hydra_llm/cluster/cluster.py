@@ -172,11 +172,11 @@ class Cluster:
             self._show_neighbours(record)
 
     def _show_neighbours(self, record: NodeRecord) -> None:
-        for other in record.neighbours:
-            for ledger in self._near:
-                if ledger._records.get(other.node.id) is other:
-                    ledger._snapshots[other.node.id] = other.snapshot()
-                    ledger._published = ()
+        for other, whose in record.neighbours.items():
+            ledger = whose()
+            if ledger is not None:
+                ledger._snapshots[other.node.id] = other.snapshot()
+                ledger._published = ()
 
     def _waits_nearby(self) -> bool:
         return bool(self._near) and any(len(ledger._line) for ledger in self._near)

@@ -35,8 +35,8 @@ def link(ledger: Cluster, record: NodeRecord) -> None:
             continue
         for theirs in other._records.values():
             if theirs.node.url == record.node.url:
-                theirs.neighbours.add(record)
-                record.neighbours.add(theirs)
+                theirs.neighbours[record] = weakref.ref(ledger)
+                record.neighbours[theirs] = weakref.ref(other)
                 other._near.add(ledger)
                 ledger._near.add(other)
 

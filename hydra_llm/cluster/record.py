@@ -6,6 +6,7 @@ import random
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from hydra_llm.cluster.breaker import CircuitBreaker
 from hydra_llm.cluster.learning import KINDS, NO_MODEL, Kind, NodeLearner
@@ -27,6 +28,9 @@ from hydra_llm.types import (
     faded,
 )
 from hydra_llm.vram.quick import expected
+
+if TYPE_CHECKING:
+    from hydra_llm.cluster.cluster import Cluster
 
 RATIOS_WITH_SETTINGS = (0.8, 1.3)
 """How far what was seen of a model may correct what was expected."""
@@ -86,8 +90,10 @@ class NodeRecord:
         self.vram_observed_at: float | None = None
         self.vram_reasons: tuple[str, ...] = ()
         self.leases: dict[int, Lease] = {}
-        self.neighbours: weakref.WeakSet[NodeRecord] = weakref.WeakSet()
-        """The same node in the ledgers of this process's other routers."""
+        self.neighbours: weakref.WeakKeyDictionary[NodeRecord, weakref.ref[Cluster]] = (
+            weakref.WeakKeyDictionary()
+        )
+        """The same node in the ledgers of this process's other routers, and whose it is there."""
         self.is_shared = False
         """Whether the others hear of its requests through Redis."""
         self.foreign: Mapping[str, RunningRequest] = {}
@@ -264,10 +270,7 @@ class NodeRecord:
 
     def requests_for(self, model: str) -> int:
         """Requests for a model in flight here, whoever sent them."""
-        own = sum(1 for lease in self.leases.values() if lease.request.model == model)
-        if self.neighbours:
-            own += sum(1 for other in self._nearby() if other.model == model)
-        return own + sum(1 for other in self.foreign.values() if other.model == model)
+        return sum(1 for running in self.running if running.model == model)
 
     def _nearby(self) -> list[RunningRequest]:
         """What the neighbours have in flight here and Redis does not tell."""

@@ -131,7 +131,7 @@ class AnswerReader:
             return
         # Quotes inside JSON strings are escaped, so these bytes are never part of the text.
         if b'"done":true' in line or b'"done": true' in line:
-            document = _object(line)
+            document = object_of(line)
             if document is not None and document.get("done") is True:
                 self.is_complete = True
                 self.usage = usage_of(document)
@@ -139,7 +139,7 @@ class AnswerReader:
             self.error = error_text(line)
         elif b'"status":"success"' in line or b'"status": "success"' in line:
             # A tool's arguments are no string: they may hold the very same bytes.
-            document = _object(line)
+            document = object_of(line)
             self.is_complete |= document is not None and document.get("status") == "success"
 
     def _event(self, line: bytes) -> None:
@@ -150,7 +150,7 @@ class AnswerReader:
         if line[5:].strip() == b"[DONE]" or any(mark in line for mark in _END_MARKS):
             self.is_complete = True
         if b'"usage":{' in line or b'"usage": {' in line:
-            document = _object(line[5:])
+            document = object_of(line[5:])
             usage = document.get("usage") if document is not None else None
             if isinstance(usage, Mapping):
                 self.usage = _openai_usage(usage)
@@ -158,7 +158,8 @@ class AnswerReader:
             self.error = error_text(line[5:])
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
+def object_of(data: bytes) -> dict[str, Any] | None:
+    """The JSON object that a line or a body is; None if it is none."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -168,7 +169,7 @@ def _object(data: bytes) -> dict[str, Any] | None:
 
 def error_text(data: bytes) -> str | None:
     """The text of Ollama's error body, native or ``/v1``; None if it is none."""
-    document = _object(data)
+    document = object_of(data)
     if document is None:
         return None
     error = document.get("error")

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hydra_llm.ollama.answers import object_of
 from hydra_llm.ollama.calls import Call, Framing
 
 __all__ = [
@@ -61,7 +62,7 @@ class Told:
         self._rest = b""
 
     def _line(self, line: bytes) -> None:
-        part = _object(line)
+        part = object_of(line)
         if part is None:
             return
         self.parts += 1
@@ -70,14 +71,6 @@ class Told:
         self.tokens += bool(text)
         self.has_thought |= thinks
         self.has_called |= calls
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        part = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return part if isinstance(part, dict) else None
 
 
 def _said(part: Mapping[str, Any]) -> tuple[str, bool, bool]:
@@ -166,7 +159,7 @@ def check_prompt(rendered: bytes, beginning: str, node_id: str) -> None:
     Raises:
         NotContinued: it would not go on with it.
     """
-    debug = (_object(rendered) or {}).get("_debug_info")
+    debug = (object_of(rendered) or {}).get("_debug_info")
     prompt = debug.get("rendered_template") if isinstance(debug, Mapping) else None
     if not isinstance(prompt, str):
         raise NotContinued(f"{node_id} does not show how it would go on")
@@ -181,7 +174,7 @@ def check_first_part(line: bytes, beginning: str, node_id: str) -> None:
     Raises:
         NotContinued: it gives the beginning once more, thinks, or calls a tool.
     """
-    text, thinks, calls = _said(_object(line) or {})
+    text, thinks, calls = _said(object_of(line) or {})
     if beginning.strip() and text.lstrip().startswith(beginning.strip()):
         raise NotContinued(f"{node_id} repeats the text so far")
     if thinks or calls:
