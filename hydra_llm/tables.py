@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-__all__ = ["html_table", "stacked_bars", "text_table"]
+__all__ = ["html_table", "printable", "stacked_bars", "text_table"]
 
 Row = Sequence[str]
 
@@ -96,3 +96,8 @@ def _text(x: float, y: float, text: str) -> str:
 
 def _escaped(text: str) -> str:
     return html.escape(text).replace("\n", "<br>")
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: nodes say what becomes names and reasons."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

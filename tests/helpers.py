@@ -161,3 +161,10 @@ def full_queue() -> Iterator[int]:
         finally:
             for one in waiting:
                 one.close()
+
+
+def between_marks(page: str, start: str, end: str, text: str) -> str:
+    """A page with what stands between two marks written anew."""
+    before, rest = page.split(start)
+    _, after = rest.split(end)
+    return f"{before}{start}\n{text}\n{end}{after}"

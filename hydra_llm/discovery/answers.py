@@ -9,6 +9,7 @@ from typing import NamedTuple
 from hydra_llm.discovery.calling import Caller, NoAnswerError, url_host
 from hydra_llm.networks import Address
 from hydra_llm.ollama.catalogue import parse_tags
+from hydra_llm.tables import printable
 
 __all__ = ["Model", "Place", "Server", "ask_loaded", "ask_server", "plain"]
 
@@ -85,7 +86,7 @@ async def ask_loaded(caller: Caller, place: Place) -> frozenset[tuple[str, str, 
 
 def plain(text: str) -> str:
     """What a stranger says, on one line and without anything that a terminal would obey."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    shown = printable(text)
     return shown if len(shown) <= NAME_LENGTH else f"{shown[: NAME_LENGTH - 1]}…"
 
 

@@ -13,10 +13,36 @@ if TYPE_CHECKING:
 
     from hydra_llm.types import Node
 
-__all__ = ["SimulatedCluster"]
+__all__ = ["NodeGroup", "SimulatedCluster"]
 
 
-class SimulatedCluster:
+class NodeGroup:
+    """Simulated nodes by their ids. Raises ValueError if two have one."""
+
+    def __init__(self, nodes: Iterable[SimulatedNode]) -> None:
+        self.node_list = list(nodes)
+        ids = [node.id for node in self.node_list]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"two nodes have one id: {', '.join(sorted(ids))}")
+
+    def __getitem__(self, id: str) -> SimulatedNode:  # noqa: A002
+        for node in self.node_list:
+            if node.id == id:
+                return node
+        raise KeyError(id)
+
+    def __iter__(self) -> Iterator[SimulatedNode]:
+        return iter(self.node_list)
+
+    def __len__(self) -> int:
+        return len(self.node_list)
+
+    def nodes(self, **overrides: Any) -> list[Node]:
+        """Give the `hydra_llm.Node` of each."""
+        return [node.node(**overrides) for node in self.node_list]
+
+
+class SimulatedCluster(NodeGroup):
     """
     Several simulated nodes on one thread.
 
@@ -27,10 +53,7 @@ class SimulatedCluster:
     """
 
     def __init__(self, nodes: Iterable[SimulatedNode]) -> None:
-        self.node_list = list(nodes)
-        ids = [node.id for node in self.node_list]
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"two nodes have one id: {', '.join(sorted(ids))}")
+        super().__init__(nodes)
         self._thread: LoopThread | None = None
 
     @classmethod
@@ -63,18 +86,6 @@ class SimulatedCluster:
     def __repr__(self) -> str:
         return f"<SimulatedCluster [{', '.join(node.id for node in self.node_list)}]>"
 
-    def __getitem__(self, id: str) -> SimulatedNode:  # noqa: A002
-        for node in self.node_list:
-            if node.id == id:
-                return node
-        raise KeyError(id)
-
-    def __iter__(self) -> Iterator[SimulatedNode]:
-        return iter(self.node_list)
-
-    def __len__(self) -> int:
-        return len(self.node_list)
-
     def __enter__(self) -> Self:
         return self.start()
 
@@ -85,10 +96,6 @@ class SimulatedCluster:
     def urls(self) -> list[str]:
         """Where the nodes listen."""
         return [node.url for node in self.node_list]
-
-    def nodes(self, **overrides: Any) -> list[Node]:
-        """Give the `hydra_llm.Node` of each."""
-        return [node.node(**overrides) for node in self.node_list]
 
     def start(self) -> Self:
         """Start all nodes."""

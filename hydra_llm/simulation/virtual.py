@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from hydra_llm.simulation.cluster import NodeGroup
 from hydra_llm.simulation.node import SimulatedNode
 from hydra_llm.simulation.virtual_loop import VirtualLoop
 from hydra_llm.simulation.virtual_network import (
@@ -30,7 +31,7 @@ _BEGINNING = 1_790_000_000.0
 _LAST_TURNS = 100
 
 
-class VirtualCluster:
+class VirtualCluster(NodeGroup):
     """
     Several simulated nodes and their clients on one event loop, in virtual time.
 
@@ -57,10 +58,7 @@ class VirtualCluster:
     """
 
     def __init__(self, nodes: Iterable[SimulatedNode], *, round_trip_s: float = 0.0002) -> None:
-        self.node_list = list(nodes)
-        ids = [node.id for node in self.node_list]
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"two nodes have one id: {', '.join(sorted(ids))}")
+        super().__init__(nodes)
         self.loop = VirtualLoop()
         self._network = VirtualNetwork(self.loop, round_trip_s=round_trip_s)
         self.transport: httpx.AsyncBaseTransport = VirtualTransport(self._network)
@@ -68,18 +66,6 @@ class VirtualCluster:
     def __repr__(self) -> str:
         names = ", ".join(node.id for node in self.node_list)
         return f"<VirtualCluster [{names}] at {self.now:.3f} s>"
-
-    def __getitem__(self, id: str) -> SimulatedNode:  # noqa: A002
-        for node in self.node_list:
-            if node.id == id:
-                return node
-        raise KeyError(id)
-
-    def __iter__(self) -> Iterator[SimulatedNode]:
-        return iter(self.node_list)
-
-    def __len__(self) -> int:
-        return len(self.node_list)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -136,7 +122,7 @@ class VirtualCluster:
 
     def nodes(self, **overrides: Any) -> list[Node]:
         """Give the `hydra_llm.Node` of each; none of them is this machine."""
-        return [node.node(**({"local": False} | overrides)) for node in self.node_list]
+        return super().nodes(**({"local": False} | overrides))
 
     def set_way(self, id: str, way: Way) -> None:  # noqa: A002
         """

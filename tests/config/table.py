@@ -9,6 +9,7 @@ The table of settings in docs/configuration.md, written anew from the code.
 from pathlib import Path
 
 from hydra_llm.config import settings_table
+from tests.helpers import between_marks
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 START = "<!-- settings: written by `python -m tests.config.table` -->\n"
@@ -26,9 +27,7 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    before, rest = page.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}\n{table()}\n{END}{after}"
+    return between_marks(page, START, END, table())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from tests.faults.rows import BROKEN, PARTS, Ending, Row
+from tests.helpers import between_marks
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 START = "<!-- faults: written by `python -m tests.faults.table` -->\n"
@@ -69,9 +70,7 @@ def time(row: Row) -> str:
 
 
 def with_table(page: str) -> str:
-    before, rest = page.split(START)
-    _, after = rest.split(END)
-    return f"{before}{START}\n{table()}\n{END}{after}"
+    return between_marks(page, START, END, table())
 
 
 if __name__ == "__main__":

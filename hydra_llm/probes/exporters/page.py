@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from hydra_llm.tables import printable
+
 __all__ = ["MissingParserError", "Page", "Row"]
 
 MAX_LINE = 4096
@@ -64,7 +66,7 @@ class Page:
     def _add(self, line: str) -> None:
         try:
             for name, labels, value in _samples(line):
-                lowered = {label.lower(): _plain(text) for label, text in labels.items()}
+                lowered = {label.lower(): printable(text) for label, text in labels.items()}
                 self._rows.setdefault(name, []).append(Row(lowered, float(value)))
         except MissingParserError:
             raise
@@ -96,13 +98,6 @@ def name_of(line: str) -> str:
     """The metric's name at the beginning of a line; of a comment, its mark."""
     words = line[: MAX_LINE + 1].partition("{")[0].split(None, 1)
     return words[0] if words else ""
-
-
-def _plain(text: str) -> str:
-    """Without what a terminal would obey: labels become names and reasons."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _samples(line: str) -> Iterator[tuple[str, Mapping[str, str], float]]:
