@@ -22,7 +22,7 @@ import httpx
 from hydra_llm.dispatch import Dispatch
 from hydra_llm.exceptions import NodeError, StreamBrokenError
 from hydra_llm.ollama.answers import AnswerReader
-from hydra_llm.ollama.continuation import NotContinued, Told, beginning_of
+from hydra_llm.ollama.continuation import NotContinued, Told
 from hydra_llm.ollama.errors import error_of_exception
 from hydra_llm.patience import Patience
 from hydra_llm.replies import check_continuation, check_part, too_long
@@ -101,7 +101,6 @@ class _Reading:
         told.forget_rest()
         self._parts_before = told.parts
         dispatch.to_be_continued(error, told.parts)
-        self._beginning = beginning_of(dispatch.call, told)
         return told
 
     def _opened_again(self) -> None:
@@ -132,7 +131,7 @@ class RoutedStream(_Reading, httpx.SyncByteStream):
         dispatch: Dispatch,
         response: httpx.Response,
         patience: Patience,
-        resume: Callable[[Told], tuple[httpx.Response, Patience]],
+        resume: Callable[[Told], tuple[httpx.Response, Patience, str]],
     ) -> None:
         super().__init__(dispatch, response, patience)
         self._resume = resume
@@ -192,7 +191,8 @@ class RoutedStream(_Reading, httpx.SyncByteStream):
 
     def _continue(self, told: Told, failure: NodeError) -> None:
         try:
-            self._read(*self._resume(told))
+            response, patience, self._beginning = self._resume(told)
+            self._read(response, patience)
             try:
                 while not self._open(self._next()):
                     pass
@@ -233,7 +233,7 @@ class AsyncRoutedStream(_Reading, httpx.AsyncByteStream):
         dispatch: Dispatch,
         response: httpx.Response,
         patience: Patience,
-        resume: Callable[[Told], Awaitable[tuple[httpx.Response, Patience]]],
+        resume: Callable[[Told], Awaitable[tuple[httpx.Response, Patience, str]]],
     ) -> None:
         super().__init__(dispatch, response, patience)
         self._resume = resume
@@ -297,7 +297,8 @@ class AsyncRoutedStream(_Reading, httpx.AsyncByteStream):
 
     async def _continue(self, told: Told, failure: NodeError) -> None:
         try:
-            self._read(*await self._resume(told))
+            response, patience, self._beginning = await self._resume(told)
+            self._read(response, patience)
             try:
                 while not self._open(await self._next()):
                     pass

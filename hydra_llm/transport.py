@@ -299,10 +299,15 @@ class HydraTransport(_Base, httpx.BaseTransport):
 
     def _resume(
         self, request: httpx.Request, dispatch: Dispatch, told: Told
-    ) -> tuple[httpx.Response, Patience]:
-        """Another node goes on with a broken stream. Raises NotContinued and NodeError."""
+    ) -> tuple[httpx.Response, Patience, str]:
+        """
+        Another node goes on with a broken stream. Raises NotContinued and NodeError.
+
+        Its answer, the patience for its parts, and the beginning that it was given.
+        """
         check_call(dispatch.call, told)
-        payload, beginning = continued(dispatch.call, told), beginning_of(dispatch.call, told)
+        payload = continued(dispatch.call, told)
+        beginning = beginning_of(dispatch.call, told, payload)
         try:
             self._lease(dispatch)
         except RoutingError as refusal:
@@ -324,7 +329,7 @@ class HydraTransport(_Base, httpx.BaseTransport):
         except BaseException:
             response.close()
             raise
-        return response, _patience(dispatch, request, outgoing)
+        return response, _patience(dispatch, request, outgoing), beginning
 
     # ------------------------------------------------------------- other routes
 
@@ -475,10 +480,11 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
 
     async def _resume(
         self, request: httpx.Request, dispatch: Dispatch, told: Told
-    ) -> tuple[httpx.Response, Patience]:
+    ) -> tuple[httpx.Response, Patience, str]:
         """As for the sync one."""
         check_call(dispatch.call, told)
-        payload, beginning = continued(dispatch.call, told), beginning_of(dispatch.call, told)
+        payload = continued(dispatch.call, told)
+        beginning = beginning_of(dispatch.call, told, payload)
         try:
             await self._lease(dispatch)
         except RoutingError as refusal:
@@ -500,7 +506,7 @@ class AsyncHydraTransport(_Base, httpx.AsyncBaseTransport):
         except BaseException:
             await response.aclose()
             raise
-        return response, _patience(dispatch, request, outgoing)
+        return response, _patience(dispatch, request, outgoing), beginning
 
     # ------------------------------------------------------------- other routes
 

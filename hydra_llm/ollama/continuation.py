@@ -140,11 +140,11 @@ def continued(call: Call, told: Told) -> dict[str, Any]:
     return payload
 
 
-def beginning_of(call: Call, told: Told) -> str:
+def beginning_of(call: Call, told: Told, payload: Mapping[str, Any]) -> str:
     """The answer's beginning as a :func:`continued` chat gives it; nothing where none is given."""
     if call.path != "/api/chat" or not told.text:
         return ""
-    return str(continued(call, told)["messages"][-1]["content"])
+    return str(payload["messages"][-1]["content"])
 
 
 def render_request(body: bytes) -> dict[str, Any]:
