@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import time
 from collections.abc import Callable, Iterator
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or importing it asks the internet
@@ -126,12 +127,20 @@ def test_credentials_of_a_node_that_fails_reach_no_other(
             a = server.node("a", **secrets_of(server))
             with make_router(cluster, nodes=[a, b]) as router:
                 register_provider(router)
+                until_seen_up(router)
                 door(router)
             asked = [head for head in server.heads if b"/api/chat" in head]
         assert asked, name
         assert all(BASIC.encode() in head and KEY.encode() in head for head in server.heads)
     for secret in OF_A:
         assert secret not in seen_by(cluster)
+
+
+def until_seen_up(router: Router) -> None:
+    """On a busy machine a first look may come too late; pytest-timeout is the limit."""
+    router.start()
+    while any(node.health != "up" for node in router.nodes()):
+        time.sleep(0.005)
 
 
 def secrets_of(server: Hostile) -> dict[str, Any]:
