@@ -318,15 +318,16 @@ class HandPlaced(Rule):
     """
     Each model on the nodes that somebody who knows the load has given it; there the shortest queue.
 
-    Models stay loaded for ever, as that somebody would have it. Where an answer takes longer, a
-    request in line counts for more.
+    Models stay loaded for ever, as that somebody would have it, unless there is one without a
+    place: it will need that of another. Where an answer takes longer, a request in line counts
+    for more.
     """
-
-    keep_alive = -1.0
 
     def __init__(self, rng: random.Random, told: Told) -> None:
         super().__init__(rng, told)
         self._placed = told.placed()
+        # For ever and yet to be pushed out: Ollama's loads may get stuck (its issue 17408).
+        self.keep_alive = -1.0 if all(self._placed.seconds.values()) else None
         self._ahead: dict[str, float] = {}
 
     def choose(self, asked: Asked, nodes: Sequence[Seen], now: float) -> Seen:
