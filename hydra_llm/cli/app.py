@@ -634,7 +634,7 @@ def simulate(
             min=0.1,
             max=100.0,
             metavar="SPEED",
-            help="Over real HTTP on this machine, SPEED times as fast as in life; 10 is true.",
+            help="Over real HTTP on this machine, SPEED times as fast as in life, as 10.",
             show_default=False,
         ),
     ] = None,

@@ -112,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--policy has {', '.join(POLICIES)}, and no {', '.join(sorted(unknown))}")
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     is_good = True
-    for rate, policy in product(map(float, given.rate.split(",")), policies):
+    for text, policy in product(given.rate.split(","), policies):
+        rate = float(text)
         cases = [_case(given, rate, policy, seed) for seed in seeds]
         print(f"\n{policy}, {rate:g} requests/s, {given.speed:g} times as fast", flush=True)
         is_good &= _compared(seeds, _done(cases, given.jobs))
