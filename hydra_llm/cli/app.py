@@ -627,6 +627,17 @@ def simulate(
         float,
         typer.Option("--slo", min=0.001, metavar="SECONDS", help="To a first token in time."),
     ] = 5.0,
+    sockets: Annotated[
+        float | None,
+        typer.Option(
+            "--sockets",
+            min=0.1,
+            max=100.0,
+            metavar="SPEED",
+            help="Over real HTTP on this machine, SPEED times as fast as in life, as 10.",
+            show_default=False,
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -661,6 +672,7 @@ def simulate(
             priorities=priorities,
             slo_s=slo,
             add=add or (),
+            sockets=sockets,
         )
         simulating.simulate(wanted, by_priority=by_priority, plot=plot, as_json=as_json)
 

@@ -43,6 +43,7 @@ class Wanted:
     priorities: str | None
     slo_s: float
     add: Sequence[str]
+    sockets: float | None
 
 
 def simulate(wanted: Wanted, *, by_priority: bool, plot: Path | None, as_json: bool) -> None:
@@ -69,7 +70,7 @@ def simulate(wanted: Wanted, *, by_priority: bool, plot: Path | None, as_json: b
     if as_json:
         print_json(document(load, found, wanted))
     else:
-        stdout().print(view(load, found, slo_s=wanted.slo_s, by_priority=by_priority))
+        stdout().print(view(load, found, wanted, by_priority=by_priority))
     if plot is not None:
         plotting.draw(plot, results, title=str(load))
         stderr().print(Text(f"wrote {plot}"))
@@ -115,7 +116,7 @@ def _results(
                 for seed in seeds:
                     told(f"{policy}, {cluster.name}, seed {seed}")
                     asked = load.requests(cluster.shares, seed=seed, num_ctx=cluster.num_ctx)
-                    runs.append(replay(cluster, asked, policy, seed=seed))
+                    runs.append(replay(cluster, asked, policy, seed=seed, speed=wanted.sockets))
                 one = measured(runs, cluster=cluster.name, slo_s=wanted.slo_s)
                 results.append((one, runs))
     return results
@@ -150,6 +151,7 @@ def document(
         "added": list(wanted.add),
         "seeds": list(range(wanted.first_seed, wanted.first_seed + wanted.seeds)),
         "slo_s": wanted.slo_s,
+        "sockets": wanted.sockets,
         "results": [one.to_dict() for one in found],
     }
 
@@ -157,13 +159,16 @@ def document(
 def view(
     load: PoissonLoad | TraceLoad,
     found: Sequence[Measured],
+    wanted: Wanted,
     *,
-    slo_s: float,
     by_priority: bool,
 ) -> RenderableType:
     """For people: two tables, and what to make of them."""
+    slo_s = wanted.slo_s
     seeds = len(found[0].figures["loads"].values)
     head = f"{load}; {seeds} seed{'s' if seeds > 1 else ''}, from cold"
+    if wanted.sockets is not None:
+        head += f"; over sockets, {wanted.sockets:g} times as fast as in life"
     parts: list[RenderableType] = [Text(head, style="dim"), Text()]
     parts += [_first_tokens(found, slo_s), Text(), _whole_answers(found)]
     if by_priority:

@@ -1,4 +1,4 @@
-"""One run: the requests, the nodes and who chooses, in virtual time."""
+"""One run: the requests, the nodes and who chooses, in virtual time or over sockets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import httpx
 import ollama
@@ -20,6 +20,7 @@ from hydra_llm.exceptions import HydraError
 from hydra_llm.replay.clusters import Machines
 from hydra_llm.replay.placing import Wanted, place_by_hand
 from hydra_llm.replay.policies import RULES, Answered, Rule, Seen, Told
+from hydra_llm.replay.sockets import SocketCluster
 from hydra_llm.replay.workload import Asked, Prompts
 from hydra_llm.router import Router
 from hydra_llm.scheduling.moment import Moment
@@ -32,6 +33,7 @@ HYDRA, KNOWING = "hydra", "hydra-knowing"
 """The real router; and the same, told how long each answer will be."""
 POLICIES = (HYDRA, KNOWING, *RULES)
 
+SimulatedWorld: TypeAlias = VirtualCluster | SocketCluster
 _PUSHED_OUT = frozenset({"room", "reload", "memory"})
 
 
@@ -70,7 +72,7 @@ class Run:
     load_s: float
     evictions: int
     seconds: float
-    """Virtual time until everything was answered."""
+    """Simulated time until everything was answered."""
     loads_of: Mapping[str, int] = field(default_factory=dict)
     """How often each model was loaded."""
 
@@ -82,6 +84,7 @@ def replay(
     *,
     seed: int,
     settings: Mapping[str, Any] | None = None,
+    speed: float | None = None,
 ) -> Run:
     """
     Have all requests answered, from cold.
@@ -90,8 +93,10 @@ def replay(
         policy: one of `POLICIES`.
         seed: of what the policy draws.
         settings: of the router, beside those that are configured.
+        speed: over real sockets, so many times faster than in life; ``None`` is virtual time.
     """
-    with VirtualCluster(cluster.simulated()) as world:
+    nodes = cluster.simulated()
+    with VirtualCluster(nodes) if speed is None else SocketCluster(nodes, speed=speed) as world:
         opened: AbstractAsyncContextManager[Door] = (
             _hydra(world, seed, settings or {}, knows_lengths=policy == KNOWING)
             if policy in (HYDRA, KNOWING)
@@ -115,7 +120,7 @@ def replay(
 
 
 async def _all_answered(
-    world: VirtualCluster,
+    world: SimulatedWorld,
     opened: AbstractAsyncContextManager[Door],
     requests: Sequence[Asked],
 ) -> tuple[list[Answer], float]:
@@ -147,7 +152,7 @@ class Ending:
     actual: Mapping[str, float] = field(default_factory=dict)
 
 
-async def _answered(world: VirtualCluster, door: Door, asked: Asked, prompts: Prompts) -> Answer:
+async def _answered(world: SimulatedWorld, door: Door, asked: Asked, prompts: Prompts) -> Answer:
     begin = world.now
     first_at: list[float] = []
 
@@ -181,7 +186,7 @@ def _knows_length(
 
 @asynccontextmanager
 async def _hydra(
-    world: VirtualCluster, seed: int, given: Mapping[str, Any], *, knows_lengths: bool
+    world: SimulatedWorld, seed: int, given: Mapping[str, Any], *, knows_lengths: bool
 ) -> AsyncIterator[_HydraDoor]:
     with tempfile.TemporaryDirectory() as nowhere:  # its cordons and rates are no one else's
         settings = HydraSettings(
@@ -239,7 +244,7 @@ class _HydraDoor:
 
 @asynccontextmanager
 async def _directly(
-    world: VirtualCluster,
+    world: SimulatedWorld,
     cluster: Machines,
     requests: Sequence[Asked],
     kind: type[Rule],
@@ -282,7 +287,7 @@ def wanted_of(cluster: Machines, requests: Sequence[Asked]) -> dict[str, Wanted]
 class _DirectDoor:
     """Sends each request straight to the node that a rule names."""
 
-    def __init__(self, world: VirtualCluster, cluster: Machines, rule: Rule) -> None:
+    def __init__(self, world: SimulatedWorld, cluster: Machines, rule: Rule) -> None:
         self._world = world
         self._rule = rule
         self._urls = {node.id: node.url for node in world}
@@ -325,11 +330,11 @@ class _DirectDoor:
         error: str | None = None
         try:
             response = await self._send("POST", seen, "/api/chat", body)
-            last = b""
-            async for data in response.aiter_bytes():
+            last = ""
+            async for line in response.aiter_lines():
                 first_at.append(self._world.now) if not first_at else None
                 first()
-                last = data
+                last = line
             error = _error(response.status_code, last)
         except httpx.TransportError as exc:
             error = type(exc).__name__
@@ -342,8 +347,8 @@ class _DirectDoor:
         return Ending(seen.id, error)
 
 
-def _error(status: int, last: bytes) -> str | None:
+def _error(status: int, last: str) -> str | None:
     if status != 200:
         return f"status {status}"
-    end = json.loads(last.splitlines()[-1]) if last.strip() else {}
+    end = json.loads(last) if last else {}
     return None if end.get("done") else "broke off"

@@ -99,7 +99,7 @@ class SimulatedCluster(NodeGroup):
 
     def start(self) -> Self:
         """Start all nodes."""
-        self._thread = LoopThread()
+        self._thread = self._new_thread()
         try:
             for node in self.node_list:
                 node.start(self._thread)
@@ -107,6 +107,9 @@ class SimulatedCluster(NodeGroup):
             self.stop()
             raise
         return self
+
+    def _new_thread(self) -> LoopThread:
+        return LoopThread()
 
     def stop(self) -> None:
         """Stop all nodes."""

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import h11
 
 from hydra_llm.simulation.dripping import Drops
+from hydra_llm.simulation.fast_loop import FastClock, FastLoop
 from hydra_llm.simulation.listener import Listener
 from hydra_llm.simulation.tls import Tls
 from hydra_llm.simulation.wire import Reply
@@ -33,13 +34,12 @@ _LAST_TURNS = 5
 
 
 class LoopThread:
-    """An event loop on a thread; several nodes may share one."""
+    """An event loop on a thread; several nodes may share one, and it may be fast."""
 
-    clock = staticmethod(time.monotonic)
-    wall_clock = staticmethod(time.time)
-
-    def __init__(self, name: str = "simulated-ollama") -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, name: str = "simulated-ollama", *, clock: FastClock | None = None) -> None:
+        self.clock = time.monotonic if clock is None else clock.now
+        self.wall_clock = time.time if clock is None else clock.wall_now
+        self.loop = asyncio.new_event_loop() if clock is None else FastLoop(clock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
