@@ -25,6 +25,7 @@ from hydra_llm.cluster import (
     Rules,
     Sharing,
     StoreError,
+    Waiter,
     name_of,
 )
 from hydra_llm.config import HydraSettings
@@ -42,6 +43,7 @@ from hydra_llm.scheduling import (
     Filter,
     Moment,
     Prices,
+    Prospect,
     RoutingDecision,
     Scheduler,
 )
@@ -712,6 +714,16 @@ class Router:
             context_length=context,
             choice=choice,
         )
+
+    def _prospect(self, waiter: Waiter) -> Prospect | None:
+        """By what could be foreseen of a request when it joined the line."""
+        seen = waiter.seen
+        if seen is None:
+            return None
+        moment = Moment(
+            now=seen.now, demand=seen.demand, queue_ahead=seen.queue_ahead, prices=self._prices
+        )
+        return Prospect(self._scheduler, waiter.request, seen.nodes, moment)
 
     def _refresh(self, node_id: str) -> None:
         self._collector.refresh([node_id])

@@ -24,7 +24,7 @@ from hydra_llm.cluster.prompt_cache import PrefixKey, PromptCacheIndex
 from hydra_llm.cluster.rates import Rate, Sample, Seed
 from hydra_llm.cluster.record import LOAD_STUCK_RETRY_SECONDS, NodeRecord, Rules
 from hydra_llm.cluster.retries import RetryBudget
-from hydra_llm.cluster.waiting import Waiter, WaitingLine, Wish
+from hydra_llm.cluster.waiting import Seen, Waiter, WaitingLine, Wish
 from hydra_llm.events import (
     AttemptFailed,
     CircuitClosed,
@@ -251,9 +251,14 @@ class Cluster:
                 lease = self._try_lease(request, now, 0)
                 if lease is not None:
                     return lease
-            waiter = Waiter(request, now)
-            self._line.add(waiter)
+            waiter = self._join_line(request, now, now)
         return self._served(waiter)
+
+    def _join_line(self, request: InferenceRequest, since: float, now: float) -> Waiter:
+        ahead = self._line.ahead_of(request, now)
+        waiter = Waiter(request, since, Seen(now, self._nodes(), self._demand, ahead))
+        self._line.add(waiter)
+        return waiter
 
     def _served(self, waiter: Waiter) -> Lease | Waiter:
         # Closing the books has served the line; it may have been this one's turn already.
@@ -750,8 +755,7 @@ class Cluster:
         """
         with self._books() as now:
             self._end(lease, "released", now)
-            waiter = Waiter(request, min(request.submitted_at, now))
-            self._line.add(waiter)
+            waiter = self._join_line(request, min(request.submitted_at, now), now)
         return self._served(waiter)
 
     def _lets_others_go_first(self, request: InferenceRequest, since: float, now: float) -> bool:
