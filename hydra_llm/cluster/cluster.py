@@ -251,14 +251,9 @@ class Cluster:
                 lease = self._try_lease(request, now, 0)
                 if lease is not None:
                     return lease
-            waiter = self._join_line(request, now, now)
+            waiter = Waiter(request, now)
+            self._line.add(waiter)
         return self._served(waiter)
-
-    def _join_line(self, request: InferenceRequest, since: float, now: float) -> Waiter:
-        ahead = self._line.ahead_of(request, now)
-        waiter = Waiter(request, since, Seen(now, self._nodes(), self._demand, ahead))
-        self._line.add(waiter)
-        return waiter
 
     def _served(self, waiter: Waiter) -> Lease | Waiter:
         # Closing the books has served the line; it may have been this one's turn already.
@@ -306,6 +301,8 @@ class Cluster:
         for waiter in self._line.in_order():
             request = waiter.request_at(now)
             model = request.model
+            if waiter.seen is None:
+                waiter.seen = Seen(now, self._nodes(), self._demand, ahead.get(model, 0))
             kind = (*waiter.kind, request.priority)
             before = passed_over.get(kind, 0)
             # Where one of a kind finds no room the next seldom does, unless it has so many
@@ -755,7 +752,8 @@ class Cluster:
         """
         with self._books() as now:
             self._end(lease, "released", now)
-            waiter = self._join_line(request, min(request.submitted_at, now), now)
+            waiter = Waiter(request, min(request.submitted_at, now))
+            self._line.add(waiter)
         return self._served(waiter)
 
     def _lets_others_go_first(self, request: InferenceRequest, since: float, now: float) -> bool:

@@ -51,10 +51,11 @@ class Waiter:
 
     __slots__ = ("_callbacks", "error", "kind", "lease", "request", "seen", "since", "state")
 
-    def __init__(self, request: InferenceRequest, since: float, seen: Seen | None = None) -> None:
+    def __init__(self, request: InferenceRequest, since: float) -> None:
         self.request = request
         self.since = since
-        self.seen = seen
+        self.seen: Seen | None = None
+        """Put down when the line is first gone through, which is in the step of joining it."""
         self.kind = (
             request.model,
             request.options,

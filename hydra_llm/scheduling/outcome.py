@@ -15,7 +15,7 @@ from hydra_llm.exceptions import RoutingError
 from hydra_llm.scheduling.moment import Moment
 from hydra_llm.scheduling.scheduler import Choice, Scheduler
 from hydra_llm.tables import html_table, text_table
-from hydra_llm.types import InferenceRequest, NodeSnapshot, Usage
+from hydra_llm.types import UNKNOWN_SPEED, InferenceRequest, NodeSnapshot, Usage
 
 __all__ = ["TERMS", "Ended", "Outcome", "Prospect", "outcome_of"]
 
@@ -76,6 +76,8 @@ class Outcome:
     """Seconds by term, and tokens."""
     actual: Mapping[str, float]
     """The same, as far as it is known: Ollama's durations are in answers in Ollama's own form."""
+    samples: int = 0
+    """Measurements of the model's pace on the node that it was foreseen with."""
 
     def errors(self) -> dict[str, float]:
         """Predicted less actual, of what both have: above 0 where too much was expected."""
@@ -91,12 +93,13 @@ class Outcome:
             "node_id": self.node_id,
             "predicted": rounded(self.predicted),
             "actual": rounded(self.actual),
+            "samples": self.samples,
         }
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Outcome:
         """Read back what :meth:`to_dict` gave."""
-        return cls(node_id=told["node_id"], predicted=told["predicted"], actual=told["actual"])
+        return cls(**{name: told[name] for name in cls.__slots__})
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         names = [name for name in TERMS if name in self.predicted and name in self.actual]
@@ -141,6 +144,7 @@ def outcome_of(choice: Choice, ended: Ended) -> Outcome:
         node_id=choice.selected.id,
         predicted=predicted,
         actual=_happened(moment.now, ended, joins_load=joins_load),
+        samples=choice.selected.speeds.get(request.model, UNKNOWN_SPEED).samples,
     )
 
 
