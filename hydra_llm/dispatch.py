@@ -127,6 +127,7 @@ class Dispatch:
         self._usage: Usage | None = None
         self._finished_at: float | None = None
         self._is_complete = False
+        self._was_seen_to_begin = False
         self._last_error: NodeError | None = None
         self._decision: RoutingDecision | None = None
         self._stream: weakref.ref[Droppable] | None = None
@@ -467,6 +468,7 @@ class Dispatch:
         """The answer is complete."""
         if self._finished_at is not None:
             return
+        self._was_seen_to_begin = self._begun is self._lease
         self.first_byte()
         self._finished_at = self._clock()
         self._usage, self._is_complete = usage, True
@@ -623,11 +625,12 @@ class Dispatch:
             return None
         if call.generates and not call.parts:
             return None  # without a prompt a model is only loaded or unloaded
-        streamed = call.framing is not Framing.JSON
+        # Of an answer in one piece, or that somebody else has read, it is not known.
+        knows_first = call.framing is not Framing.JSON and self._was_seen_to_begin
         return Ended(
             self._prospect,
             self._sent_at,
-            self._first_byte_at if streamed else None,
+            self._first_byte_at if knows_first else None,
             self._finished_at,
             self._usage,
         )

@@ -18,8 +18,11 @@ from hydra_llm import (
     RoutingDecision,
     StreamBrokenError,
 )
+from hydra_llm.dispatch import Dispatch
+from hydra_llm.ollama.calls import read_call
 from hydra_llm.scheduling import TERMS
 from hydra_llm.testing import Behaviour, SimulatedCluster, SimulatedModel, StatusFault, TokenFault
+from hydra_llm.words import RoutingWords
 from tests.router.conftest import MODEL, make_nodes, make_router, preloaded
 
 MESSAGES = [{"role": "user", "content": "Tell me about lighthouses."}]
@@ -129,6 +132,19 @@ def test_after_a_failover_it_counts_from_when_the_next_node_was_looked_for() -> 
     assert [attempt.outcome for attempt in decision.attempts] != ["ok"]
     assert decision.outcome.node_id == "b"
     assert 0.0 < decision.outcome.actual["total"] < decision.actual["total"]
+
+
+def test_a_stream_that_somebody_else_has_read_does_not_show_its_first_token(one: One) -> None:
+    # As with LiteLLM, which tells of no more than the end.
+    payload = {"model": MODEL, "messages": MESSAGES}
+    one[1].wait_until_seen()
+    dispatch = Dispatch(one[1], read_call("POST", "/api/chat", payload), RoutingWords(), b"")
+    dispatch.acquire()
+    dispatch.complete(None)
+
+    outcome = dispatch.decision().outcome
+    assert outcome is not None
+    assert set(outcome.actual) == {"total"}
 
 
 def test_what_went_wrong_has_none(one: One, told: list[RoutingDecision]) -> None:
