@@ -131,6 +131,16 @@ def _read_folder(value: object) -> object:
     raise ValueError("should be the path of a folder")
 
 
+def _read_file_path(value: object) -> object:
+    try:
+        path = _read_folder(value)
+    except ValueError:
+        path = Path("/")
+    if isinstance(path, Path) and path.is_dir():
+        raise ValueError("should be the path of a file")
+    return path
+
+
 def _parts(value: object) -> object:
     """The items of a text with commas between them."""
     return (
@@ -276,6 +286,8 @@ class HydraSettings(BaseSettings):
     state_dir: Annotated[Path | None, BeforeValidator(_read_folder)] = None
     """The folder of that file, and of the one that says which nodes are cordoned; made when it is
     needed; by default one of the user's own."""
+    decision_log: Annotated[Path | None, BeforeValidator(_read_file_path)] = None
+    """A file to write to what was predicted of each request, and what happened; none by default."""
     random_seed: Annotated[int | None, _Number] = None
     """Seed of the draw between nodes that are equally good, for a run that can be repeated."""
 
@@ -403,6 +415,7 @@ _TYPE_NAMES = {
     "verify": "bool or path",
     "redis_url": "URL",
     "state_dir": "path",
+    "decision_log": "path",
     "random_seed": "int",
 }
 

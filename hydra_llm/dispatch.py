@@ -35,7 +35,7 @@ from hydra_llm.exceptions import (
 )
 from hydra_llm.ollama.calls import Call, Framing, read_call, with_context
 from hydra_llm.patience import Patience
-from hydra_llm.scheduling import Choice, RoutingDecision
+from hydra_llm.scheduling import Choice, Ended, Prospect, RoutingDecision
 from hydra_llm.scheduling.filters import MISSES_DEADLINE
 from hydra_llm.types import Attempt, InferenceRequest, Node, Placement, Usage
 from hydra_llm.words import HEADER_PREFIX, RoutingWords
@@ -122,8 +122,12 @@ class Dispatch:
         self._callers_limits: set[str] = set()
         """Time limits of the present attempt that are the caller's own, or his deadline's."""
         self._choice: Choice | None = None
+        self._prospect: Prospect | None = None
+        """By what it was foreseen when it joined the line for the present node, if it did."""
         self._usage: Usage | None = None
         self._finished_at: float | None = None
+        self._is_complete = False
+        self._was_seen_to_begin = False
         self._last_error: NodeError | None = None
         self._decision: RoutingDecision | None = None
         self._stream: weakref.ref[Droppable] | None = None
@@ -197,9 +201,9 @@ class Dispatch:
             self.granted(held)
         return held
 
-    def granted(self, lease: Lease) -> Lease:
+    def granted(self, lease: Lease, prospect: Prospect | None = None) -> Lease:
         """The lease is ours, at once or after waiting in the line."""
-        self._lease = lease
+        self._lease, self._prospect = lease, prospect
         self._sent_at = self._clock()
         choice = lease.placement.choice
         assert isinstance(choice, Choice)
@@ -209,7 +213,7 @@ class Dispatch:
     def outcome_of(self, waiter: Waiter) -> Lease:
         """What became of a waiter that has been woken."""
         if waiter.lease is not None:
-            return self.granted(waiter.lease)
+            return self.granted(waiter.lease, self._router._prospect(waiter))
         if isinstance(waiter.error, NoEligibleNodeError):
             raise self._nobody_left(waiter.error) from self._last_error
         assert waiter.error is not None
@@ -464,9 +468,10 @@ class Dispatch:
         """The answer is complete."""
         if self._finished_at is not None:
             return
+        self._was_seen_to_begin = self._begun is self._lease
         self.first_byte()
         self._finished_at = self._clock()
-        self._usage = usage
+        self._usage, self._is_complete = usage, True
         self._note("ok")
         self._cluster.succeeded(self.lease, usage, self._chain)
         if self.call.unloads:
@@ -609,8 +614,26 @@ class Dispatch:
                 attempts=tuple(self._attempts),
                 actual=self._actual(),
                 continued=self._continued,
+                ended=self._ended(),
             )
         return self._decision
+
+    def _ended(self) -> Ended | None:
+        """For the outcome; None where there is nothing to compare."""
+        call = self.call
+        if self._finished_at is None or self._continued is not None or not self._is_complete:
+            return None
+        if call.generates and not call.parts:
+            return None  # without a prompt a model is only loaded or unloaded
+        # Of an answer in one piece, or that somebody else has read, it is not known.
+        knows_first = call.framing is not Framing.JSON and self._was_seen_to_begin
+        return Ended(
+            self._prospect,
+            self._sent_at,
+            self._first_byte_at if knows_first else None,
+            self._finished_at,
+            self._usage,
+        )
 
     def _actual(self) -> dict[str, float] | None:
         if self._finished_at is None or self._choice is None:

@@ -25,6 +25,7 @@ from hydra_llm.cluster import (
     Rules,
     Sharing,
     StoreError,
+    Waiter,
     name_of,
 )
 from hydra_llm.config import HydraSettings
@@ -42,6 +43,7 @@ from hydra_llm.scheduling import (
     Filter,
     Moment,
     Prices,
+    Prospect,
     RoutingDecision,
     Scheduler,
 )
@@ -64,6 +66,7 @@ from hydra_llm.words import RoutingWords, read_words
 from hydra_llm.world import World
 
 if TYPE_CHECKING:
+    from hydra_llm.calibration.log import DecisionLog
     from hydra_llm.discovery import Search, SearchResult
     from hydra_llm.discovery.watch import DiscoveryWatch
 
@@ -135,6 +138,7 @@ class Router:
         self._cordons = None if path is None else CordonsFile(path)
         self._dropped = DroppedRequests()
         self._keeping = self._new_keeping()
+        self._decision_log = self._new_decision_log()
         self._pools = Pools(verify=self.settings.verify, world=world)
         self._start_lock = threading.Lock()
         self._is_closed = False
@@ -216,6 +220,8 @@ class Router:
         collector.add_tick(_weakly(self._pools.close_dropped))
         if keeping is not None:
             collector.add_tick(keeping.tick)
+        if self._decision_log is not None:
+            collector.add_tick(self._decision_log.write)
         self._finalizer = weakref.finalize(self, collector.stop)
         return collector
 
@@ -229,6 +235,16 @@ class Router:
         # At the interpreter's end nobody may have closed the router.
         weakref.finalize(self, keeping.write)
         return keeping
+
+    def _new_decision_log(self) -> DecisionLog | None:
+        path = self.settings.decision_log
+        if path is None:
+            return None
+        from hydra_llm.calibration.log import DecisionLog
+
+        decisions = DecisionLog(path, wall_clock=self._wall_clock)
+        weakref.finalize(self, decisions.write)
+        return decisions
 
     def _new_sharing(self) -> Sharing | None:
         if self.settings.redis_url is None:
@@ -356,6 +372,8 @@ class Router:
             self._sharing.stop()
         if self._keeping is not None:
             self._keeping.write()
+        if self._decision_log is not None:
+            self._decision_log.write()
 
     async def aclose(self) -> None:
         """As :meth:`close`, from an event loop."""
@@ -713,10 +731,22 @@ class Router:
             choice=choice,
         )
 
+    def _prospect(self, waiter: Waiter) -> Prospect | None:
+        """By what could be foreseen of a request when it joined the line."""
+        seen = waiter.seen
+        if seen is None:
+            return None
+        moment = Moment(
+            now=seen.now, demand=seen.demand, queue_ahead=seen.queue_ahead, prices=self._prices
+        )
+        return Prospect(self._scheduler, waiter.request, seen.nodes, moment)
+
     def _refresh(self, node_id: str) -> None:
         self._collector.refresh([node_id])
 
     def _decided(self, dispatch: Dispatch) -> None:
+        if self._decision_log is not None:
+            self._decision_log.add(dispatch.decision(), dispatch.words.priority)
         if self._on_decision is not None:
             self._on_decision(dispatch.decision())
 

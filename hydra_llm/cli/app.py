@@ -41,6 +41,7 @@ hydra-llm proxy -c config.yaml   LiteLLM's proxy, routed
 hydra-llm discover NETWORK       finds nodes, and writes hydra.toml
 hydra-llm cordon rig             sends nothing new to a node; drain waits too, uncordon ends it
 hydra-llm simulate               what would another GPU bring? A load, replayed in virtual time
+hydra-llm calibration            how far off predictions are, from a log or in the replay
 hydra-llm agent                  tells others how much memory this machine's GPUs have
 
 Every command has a --help of its own. Output is plain where it is no terminal, or NO_COLOR is set.
@@ -675,6 +676,92 @@ def simulate(
             sockets=sockets,
         )
         simulating.simulate(wanted, by_priority=by_priority, plot=plot, as_json=as_json)
+
+
+@app.command()
+def calibration(
+    *,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--log",
+            metavar="FILE",
+            help="A decision log; repeat it for more. Without one, a load is replayed.",
+            show_default=False,
+        ),
+    ] = None,
+    trace: Annotated[
+        str,
+        typer.Option(
+            "--trace",
+            metavar="TRACE",
+            help="poisson:rate=0.5,requests=200, a trace by name, or a CSV file.",
+        ),
+    ] = "poisson",
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster", metavar="CLUSTER", help="demo, GPUs' sizes as 24+12+8, or a TOML file."
+        ),
+    ] = "demo",
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=1000, metavar="N", help="How many runs.")
+    ] = 3,
+    first_seed: Annotated[
+        int, typer.Option("--first-seed", min=0, metavar="N", help="The first of the seeds.")
+    ] = 0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            min=0.0001,
+            max=1000.0,
+            metavar="R",
+            help="Requests in a second; a trace's time is stretched to it.",
+            show_default=False,
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            "--requests",
+            min=1,
+            metavar="N",
+            help="How many; of a trace the first ones.",
+            show_default=False,
+        ),
+    ] = None,
+    knowing: Annotated[
+        bool, typer.Option("--knowing", help="Tell the router how long each answer will be.")
+    ] = False,
+    by_model: Annotated[bool, typer.Option("--by-model", help="Each model by itself.")] = False,
+    by_node: Annotated[bool, typer.Option("--by-node", help="Each node by itself.")] = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """
+    Show how far off predictions are, term by term: of a decision log, or of a replayed load.
+
+    A router writes such a log if decision_log (HYDRA_LLM_DECISION_LOG) names a file.
+
+    Exit code: 0 when it is done; 1 if there is no answer to compare; 2 if an option or a file is
+    wrong; 130 for Ctrl-C.
+    """
+    from hydra_llm.cli import calibrating
+
+    with told_in_one_line(debug=debug):
+        wanted = calibrating.Wanted(
+            logs=log or (),
+            trace=trace,
+            cluster=cluster,
+            seeds=seeds,
+            first_seed=first_seed,
+            rate=rate,
+            requests=requests,
+            knows_lengths=knowing,
+        )
+        if not calibrating.show(wanted, by_model=by_model, by_node=by_node, as_json=as_json):
+            raise typer.Exit(NOBODY)
 
 
 @app.command()

@@ -109,7 +109,7 @@ def _results(
 ) -> list[tuple[Measured, list[Run]]]:
     results: list[tuple[Measured, list[Run]]] = []
     seeds = range(wanted.first_seed, wanted.first_seed + wanted.seeds)
-    with _progress(len(clusters) * len(policies) * wanted.seeds) as told:
+    with progress(len(clusters) * len(policies) * wanted.seeds) as told:
         for policy in policies:
             for cluster in clusters:
                 runs = []
@@ -123,7 +123,8 @@ def _results(
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
+def progress(total: int) -> Iterator[Any]:
+    """A bar on stderr; what it gives is called before each of ``total`` runs, with its name."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeElapsedColumn(), console=stderr(), transient=True)
     with bar:

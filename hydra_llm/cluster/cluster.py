@@ -24,7 +24,7 @@ from hydra_llm.cluster.prompt_cache import PrefixKey, PromptCacheIndex
 from hydra_llm.cluster.rates import Rate, Sample, Seed
 from hydra_llm.cluster.record import LOAD_STUCK_RETRY_SECONDS, NodeRecord, Rules
 from hydra_llm.cluster.retries import RetryBudget
-from hydra_llm.cluster.waiting import Waiter, WaitingLine, Wish
+from hydra_llm.cluster.waiting import Seen, Waiter, WaitingLine, Wish
 from hydra_llm.events import (
     AttemptFailed,
     CircuitClosed,
@@ -301,6 +301,8 @@ class Cluster:
         for waiter in self._line.in_order():
             request = waiter.request_at(now)
             model = request.model
+            if waiter.seen is None:
+                waiter.seen = Seen(now, self._nodes(), self._demand, ahead.get(model, 0))
             kind = (*waiter.kind, request.priority)
             before = passed_over.get(kind, 0)
             # Where one of a kind finds no room the next seldom does, unless it has so many

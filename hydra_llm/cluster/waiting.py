@@ -12,12 +12,12 @@ request that waits for a load there goes on blocking others after its client has
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hydra_llm.cluster.lease import Lease
-from hydra_llm.types import InferenceRequest
+from hydra_llm.types import Demand, InferenceRequest, NodeSnapshot
 
 AGEING_SECONDS = 15.0
 """Waiting this long counts as one step of priority: nobody starves."""
@@ -37,14 +37,25 @@ class Wish:
         return self.priority + (now - self.since) / AGEING_SECONDS
 
 
+class Seen(NamedTuple):
+    """How things stood when a request joined the line, for what could be foreseen of it then."""
+
+    now: float
+    nodes: Sequence[NodeSnapshot]
+    demand: Mapping[str, Demand]
+    queue_ahead: int
+
+
 class Waiter:
     """One waiting request. ``on_ready`` callbacks run without any lock held."""
 
-    __slots__ = ("_callbacks", "error", "kind", "lease", "request", "since", "state")
+    __slots__ = ("_callbacks", "error", "kind", "lease", "request", "seen", "since", "state")
 
     def __init__(self, request: InferenceRequest, since: float) -> None:
         self.request = request
         self.since = since
+        self.seen: Seen | None = None
+        """Put down when the line is first gone through, which is in the step of joining it."""
         self.kind = (
             request.model,
             request.options,

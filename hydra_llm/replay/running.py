@@ -194,6 +194,7 @@ async def _hydra(
             **{
                 "keep_rates": False,
                 "state_dir": nowhere,
+                "decision_log": None,
                 "discovery_enabled": False,
                 "redis_url": None,
                 "random_seed": seed,

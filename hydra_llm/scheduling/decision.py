@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra_llm.exceptions import NoEligibleNodeError
+from hydra_llm.scheduling.outcome import Ended, Outcome, outcome_of
 from hydra_llm.scheduling.scheduler import Choice
 from hydra_llm.tables import html_table, stacked_bars, text_table
 from hydra_llm.types import Attempt, Candidate, Rejection, masked_url
@@ -24,6 +25,7 @@ KEYS = (
     "attempts",
     "predicted",
     "actual",
+    "outcome",
     "continued",
 )
 
@@ -52,6 +54,7 @@ class RoutingDecision(Mapping[str, Any]):
         attempts: tuple[Attempt, ...] = (),
         actual: Mapping[str, float] | None = None,
         continued: Mapping[str, Any] | None = None,
+        ended: Ended | None = None,
     ) -> None:
         self.model = model
         # It may be a URL with a password in it, and this goes into answers and logs.
@@ -62,6 +65,8 @@ class RoutingDecision(Mapping[str, Any]):
         self._choice = choice
         self._refusal = refusal
         self._actual = actual
+        self._ended = ended
+        self._outcome: Outcome | None = None
         self._candidates: tuple[Candidate, ...] | None = None
         self._predicted: dict[str, float] | None = None
 
@@ -114,6 +119,18 @@ class RoutingDecision(Mapping[str, Any]):
         return self._actual
 
     @property
+    def outcome(self) -> Outcome | None:
+        """
+        What was foreseen when the request came, and what happened.
+
+        None before the answer is complete, of a request that failed or was broken off, and of an
+        answer that two nodes have given.
+        """
+        if self._outcome is None and self._ended is not None and self._choice is not None:
+            self._outcome = outcome_of(self._choice, self._ended)
+        return self._outcome
+
+    @property
     def reason(self) -> str:
         """One readable sentence."""
         if self._choice is None:
@@ -158,6 +175,8 @@ class RoutingDecision(Mapping[str, Any]):
             return [item.to_dict() for item in value]
         if key == "warnings":
             return list(value)
+        if key == "outcome":
+            return value and value.to_dict()
         if key in ("predicted", "actual") and value is not None:
             return {name: round(seconds, 4) for name, seconds in value.items()}
         return value
@@ -230,7 +249,8 @@ class RoutingDecision(Mapping[str, Any]):
             ["→" if row["chosen"] else "", *cells]
             for row, cells in zip(rows, self._cells(rows, nothing="-"), strict=True)
         ]
-        return text_table(["", "node", "seconds", *self._terms, "note"], body)
+        table = text_table(["", "node", "seconds", *self._terms, "note"], body)
+        return table if self.outcome is None else f"{table}\n\n{self.outcome.table()}"
 
     def _repr_html_(self) -> str:
         """For notebooks: the candidates' seconds as bars, and everything as a table."""
@@ -242,7 +262,8 @@ class RoutingDecision(Mapping[str, Any]):
             [(row["node"], {name: row[name] for name in terms}) for row in rows if row["seconds"]],
             unit="s",
         )
-        return f"<p>{html.escape(self.reason)}</p>{bars}{table}"
+        outcome = "" if self.outcome is None else self.outcome._repr_html_()
+        return f"<p>{html.escape(self.reason)}</p>{bars}{table}{outcome}"
 
     def __repr__(self) -> str:
         if self.selected_node is None:
@@ -262,6 +283,8 @@ class _ToldDecision(RoutingDecision):
         self.attempts = tuple(Attempt(**attempt) for attempt in told.get("attempts") or ())
         self._actual = told.get("actual")
         self._predicted = told.get("predicted")
+        outcome = told.get("outcome")
+        self._outcome = outcome and Outcome.from_dict(outcome)
         self._candidates = tuple(
             Candidate(
                 node_id=candidate["node_id"],

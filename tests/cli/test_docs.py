@@ -13,7 +13,7 @@ from hydra_llm.cli.console import BROKEN, INTERRUPTED, MISUSED, NOBODY
 DOCS = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 COMMANDS = (
     *("nodes", "explain", "fit", "chat", "doctor", "demo", "proxy", "litellm-config", "discover"),
-    *("agent", "cordon", "uncordon", "drain", "simulate"),
+    *("agent", "cordon", "uncordon", "drain", "simulate", "calibration"),
 )
 OF_LITELLM = {"--num_workers", "--reload"}
 
