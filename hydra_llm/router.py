@@ -47,7 +47,7 @@ from hydra_llm.scheduling import (
     RoutingDecision,
     Scheduler,
 )
-from hydra_llm.scheduling.costs import alone_seconds
+from hydra_llm.scheduling.costs import alone_seconds, load_wait
 from hydra_llm.scheduling.fitting import fits_of
 from hydra_llm.scheduling.memory import context_of
 from hydra_llm.types import (
@@ -712,7 +712,7 @@ class Router:
         fit = moment.fit(request, node)
         loaded = node.loaded.get(request.model)
         causes_load = fit.verdict not in ("loaded", "loading")
-        load_seconds = self._scheduler.term("load")(request, node, moment) if causes_load else 0.0
+        load_seconds = load_wait(request, node, moment) if causes_load else 0.0
         if fit.verdict == "loaded" and loaded is not None:
             context = loaded.context_length
         else:
@@ -835,6 +835,7 @@ def _prices(settings: HydraSettings) -> Prices:
 
 def _rules(settings: HydraSettings) -> Rules:
     return Rules(
+        default_output_tokens=settings.default_output_tokens,
         breaker_failures=settings.breaker_failures,
         breaker_open_seconds=settings.breaker_open_seconds,
         breaker_max_open_seconds=settings.breaker_max_open_seconds,

@@ -51,6 +51,13 @@ PENALTY_HALF_LIFE_SECONDS = 10.0
 DEMAND_MEMORY_SECONDS = 300.0
 """How long an arrival counts towards a model's rate (time constant)."""
 
+MIN_COUNTED_SECONDS = 10.0
+"""A request in the first second is not yet one a second."""
+
+RESIDUAL_SHARE = 0.8
+"""What of an answer's expected length is at least still to come, however much has come already: the
+mean residual life of a log-normal distribution with a sigma of 0.8 is 0.8 to 1.1 of its mean."""
+
 
 Health = Literal["unknown", "up", "down", "misconfigured"]
 """What probes say of a node; ``misconfigured`` wants other credentials or is no Ollama."""
@@ -524,6 +531,8 @@ class RunningRequest:
     loading: bool = False
     """Its load has not finished."""
     options: RunnerOptions = NO_OPTIONS
+    serving_since: float | None = None
+    """When one of its runner's slots was its own; None while it waits for that."""
 
     def load_left(self, now: float) -> float:
         """Seconds its load is still expected to take; a fifth of it once overdue."""
@@ -535,12 +544,13 @@ class RunningRequest:
         """
         Mean residual of its own work, without its load.
 
-        Output lengths are heavy-tailed: a request that has run past its expectation is
-        expected to go on for a while, not to end at once.
+        Lengths of answers are heavy-tailed: whatever of one has come, about as much as at first
+        is still to be expected (:data:`RESIDUAL_SHARE`). What waits for a slot does not progress.
         """
-        spent = now - self.started_at - self.load_seconds
-        left = self.expected_seconds - (spent if spent > 0.0 else 0.0)
-        floor = 0.25 * self.expected_seconds
+        if self.serving_since is None:
+            return self.expected_seconds
+        left = self.expected_seconds - (now - self.serving_since)
+        floor = RESIDUAL_SHARE * self.expected_seconds
         return left if left > floor else floor
 
 
@@ -566,16 +576,24 @@ class Demand:
     """How much one model is asked for, over the whole cluster."""
 
     per_second: float = 0.0
-    """Arrival rate at ``seen_at``; it fades with :data:`DEMAND_MEMORY_SECONDS`."""
+    """Arrival rate at ``seen_at``, as if nothing had come before anybody counted; it fades with
+    :data:`DEMAND_MEMORY_SECONDS`."""
     seen_at: float = 0.0
+    counted_since: float = float("-inf")
+    """When the router was first asked for anything."""
     warm_nodes: int = 0
     """Healthy nodes that have it loaded."""
     output_tokens: float | None = None
     """Mean length of its answers, whichever node gave them."""
 
-    def rate(self, now: float) -> float:
-        """Requests per second as of ``now``."""
+    def faded(self, now: float) -> float:
+        """``per_second`` as of ``now``."""
         return self.per_second * math.exp(-max(0.0, now - self.seen_at) / DEMAND_MEMORY_SECONDS)
+
+    def rate(self, now: float) -> float:
+        """Requests per second as of ``now``, judged by the time that was counted at all."""
+        counted = max(MIN_COUNTED_SECONDS, now - self.counted_since)
+        return self.faded(now) / -math.expm1(-counted / DEMAND_MEMORY_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -680,6 +698,15 @@ class NodeSnapshot:
     def leaving(self) -> frozenset[str]:
         """Models that a pending load is about to push out: they take no new work."""
         return frozenset().union(*(r.evicts for r in self.running if r.loading))
+
+    @cached_property
+    def streams(self) -> Mapping[str, int]:
+        """Requests that its GPU is at work for, by model: those that wait for a slot are not."""
+        counts: dict[str, int] = {}
+        for running in self.running:
+            if running.serving_since is not None:
+                counts[running.model] = counts.get(running.model, 0) + 1
+        return counts
 
     @cached_property
     def arriving(self) -> frozenset[str]:

@@ -120,13 +120,15 @@ def request(model: str = LLAMA, **words: Any) -> InferenceRequest:
 
 
 def running(model: str = LLAMA, *, seconds: float = 4.0, **about: Any) -> RunningRequest:
-    """A request of ours on a node, begun at 0."""
+    """A request of ours on a node, begun at 0, and served at once or after its load."""
+    begun, load_seconds = about.get("started_at", 0.0), about.get("load_seconds", 0.0)
     return RunningRequest(
         **{
             "lease_id": 1,
             "model": canonical_model_name(model),
             "started_at": 0.0,
             "expected_seconds": seconds,
+            "serving_since": None if about.get("loading") else begun + load_seconds,
             **about,
         }
     )

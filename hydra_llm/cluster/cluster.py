@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 
+from hydra_llm.cluster.learning import AnswerLengths
 from hydra_llm.cluster.lease import Lease
 from hydra_llm.cluster.neighbours import LEDGER_LOCK, link, serve_lines
 from hydra_llm.cluster.others import Others
@@ -109,6 +110,8 @@ class Cluster:
         self._snapshots: dict[str, NodeSnapshot] = {}
         self._published: tuple[NodeSnapshot, ...] = ()
         self._demand: Mapping[str, Demand] = {}
+        self._counted_since: float | None = None
+        self._lengths = AnswerLengths(self._rules.default_output_tokens)
         self._line = WaitingLine()
         self._budget = RetryBudget(ratio=self._rules.retry_ratio, floor=self._rules.retry_floor)
         self._cache_index = PromptCacheIndex()
@@ -352,6 +355,7 @@ class Cluster:
             for other in record.leases.values():
                 other.later_loads_seconds += placement.load_seconds
         record.leases[lease.id] = lease
+        _fill_slots(record, request.model, now)
         self.moves += 1
         record.note_company()
         self._publish_leases(record)
@@ -375,6 +379,7 @@ class Cluster:
                 evicts=frozenset(),
                 load_seconds=now - lease.started_at,
             )
+            _fill_slots(record, lease.request.model, now)
             record.assume_loaded(lease, now)
             for other in record.neighbours:
                 other.assume_loaded(lease, now)
@@ -419,6 +424,7 @@ class Cluster:
         lease.state = "released" if state == "released" else "expired"
         record = self._records[lease.node_id]
         del record.leases[lease.id]
+        _fill_slots(record, lease.request.model, now)
         self.moves += 1
         if self._others is not None:
             self._others.released(lease.request.model, now)
@@ -444,6 +450,9 @@ class Cluster:
             self._cache_index.remember(lease.request.model, lease.node_id, chain)
             if not self._end(lease, "released", now):
                 self._publish(record)
+
+    def _demand_of(self, model: str) -> Demand:
+        return self._demand.get(model) or Demand(output_tokens=self._lengths.expected(model))
 
     def _set_demand(self, model: str, demand: Demand) -> None:
         # Never in place: decisions work out later what they were made with.
@@ -487,11 +496,12 @@ class Cluster:
             on_gpu=loaded is not None and loaded.gpu_share > 0.99,
         )
         if usage.output_tokens:
-            before = self._demand.get(model, Demand())
-            mean = before.output_tokens
-            tokens = float(usage.output_tokens)
-            mean = tokens if mean is None else mean + 0.1 * (tokens - mean)
-            self._set_demand(model, replace(before, output_tokens=mean))
+            self._lengths.add(model, usage.output_tokens)
+            # One model's answers say a little of all the others' as well.
+            self._demand = {
+                name: replace(demand, output_tokens=self._lengths.expected(name))
+                for name, demand in {model: Demand(), **self._demand}.items()
+            }
 
     def failed(self, lease: Lease, error: NodeError) -> None:
         """The node failed this request: judge it by the cause, and give the place back."""
@@ -724,7 +734,7 @@ class Cluster:
             Nodes that have finished another router's load: a probe should look at them.
         """
         changed: list[str] = []
-        with self._books():
+        with self._books() as now:
             if self._others is not None:
                 self._others.wishes = dict(wishes)
             for node_id, foreign in (leases or {}).items():
@@ -735,6 +745,8 @@ class Cluster:
                     changed.append(node_id)
                 if foreign or record.foreign:
                     record.foreign = foreign
+                    for model in {lease.request.model for lease in record.leases.values()}:
+                        record.fill_slots(model, now)
                     record.note_company()
                     self._publish(record)
         return changed
@@ -815,9 +827,18 @@ class Cluster:
 
     def _count_arrival(self, request: InferenceRequest, now: float) -> None:
         self._budget.deposit(now)
-        before = self._demand.get(request.model, Demand())
-        rate = before.rate(now) + 1.0 / DEMAND_MEMORY_SECONDS
-        self._set_demand(request.model, replace(before, per_second=rate, seen_at=now))
+        before = self._demand_of(request.model)
+        if self._counted_since is None:
+            self._counted_since = now
+        self._set_demand(
+            request.model,
+            replace(
+                before,
+                per_second=before.faded(now) + 1.0 / DEMAND_MEMORY_SECONDS,
+                seen_at=now,
+                counted_since=self._counted_since,
+            ),
+        )
 
     def _count_warm_nodes(self) -> None:
         """Bring the demand table up to date after a change of what is loaded where."""
@@ -826,7 +847,7 @@ class Cluster:
             for name in record.loaded:
                 warm[name] = warm.get(name, 0) + 1
         for name in warm.keys() | self._demand.keys():
-            before = self._demand.get(name, Demand())
+            before = self._demand_of(name)
             if before.warm_nodes != warm.get(name, 0):
                 self._set_demand(name, replace(before, warm_nodes=warm.get(name, 0)))
 
@@ -837,6 +858,11 @@ class Cluster:
         nodes: Iterable[NodeSnapshot] = self.nodes()
         up = sum(1 for node in nodes if node.health == "up")
         return f"<Cluster {up}/{len(self._records)} nodes up, {self.in_flight} in flight>"
+
+
+def _fill_slots(record: NodeRecord, model: str, now: float) -> None:
+    for one in (record, *record.neighbours):
+        one.fill_slots(model, now)
 
 
 def _is_load_over(

@@ -245,6 +245,7 @@ def _lease_json(running: RunningRequest) -> str:
             "reserved_bytes": running.reserved_bytes,
             "evicts": sorted(running.evicts),
             "loading": running.loading,
+            "served": running.serving_since is not None,
             "options": options,
         }
     )
@@ -257,17 +258,21 @@ def _running(text: bytes | str, *, started_at: float) -> RunningRequest | None:
         evicts, options = told["evicts"], told["options"]
         if not isinstance(evicts, list) or not isinstance(options, dict):
             return None
+        load_seconds, loading = _number(told["load_seconds"]), bool(told["loading"])
+        # An older version does not say so.
+        is_served = bool(told.get("served", not loading))
         return RunningRequest(
             lease_id=NOT_OURS,
             model=str(told["model"]),
             started_at=started_at,
             expected_seconds=_number(told["expected_seconds"]),
             priority=int(_number(told["priority"])),
-            load_seconds=_number(told["load_seconds"]),
+            load_seconds=load_seconds,
             reserved_bytes=int(_number(told["reserved_bytes"])),
             evicts=frozenset(map(str, evicts)),
-            loading=bool(told["loading"]),
+            loading=loading,
             options=_options(options),
+            serving_since=started_at + load_seconds if is_served else None,
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -29,6 +29,11 @@ MIN_LOAD_SECONDS = 0.5
 """A ``load_duration`` of a warm runner, or of a tiny model, is up to 0.27 s (FACTS section 4)."""
 
 
+PRIOR_SAMPLES = 3
+"""So many answers weigh as much as what was expected before."""
+LENGTHS_KEPT = 30
+"""A mean over so many answers follows when they change."""
+
 UNSENT_KEPT = 1000
 """Samples kept for the other routers while they cannot be told."""
 
@@ -98,6 +103,48 @@ class Average:
                 step = max(-limit, min(limit, step))
             self._log += max(WEIGHT, 1.0 / (self.samples + 1)) * step
         self.samples += 1
+
+
+class AnswerLengths:
+    """
+    How long the answers of each model are, whichever node gives them: mean tokens.
+
+    What a model has said weighs against what all models say, and that against a guess: each of the
+    two counts for :data:`PRIOR_SAMPLES` answers.
+    """
+
+    def __init__(self, guess: float) -> None:
+        self._all = _Mean(guess, PRIOR_SAMPLES)
+        self._models: dict[str, _Mean] = {}
+
+    def add(self, model: str, tokens: int) -> None:
+        """Take in one whole answer."""
+        self._all.add(tokens)
+        self._models.setdefault(model, _Mean(0.0, 0)).add(tokens)
+
+    def expected(self, model: str) -> float:
+        """Of the model's next answer."""
+        own = self._models.get(model)
+        if own is None:
+            return self._all.value
+        return own.with_prior(self._all.value, PRIOR_SAMPLES)
+
+
+class _Mean:
+    """A mean of the latest :data:`LENGTHS_KEPT` or so."""
+
+    __slots__ = ("count", "value")
+
+    def __init__(self, value: float, count: int) -> None:
+        self.value = value
+        self.count = count
+
+    def add(self, sample: float) -> None:
+        self.count = min(self.count + 1, LENGTHS_KEPT)
+        self.value += (sample - self.value) / self.count
+
+    def with_prior(self, prior: float, count: int) -> float:
+        return (self.value * self.count + prior * count) / (self.count + count)
 
 
 @dataclass(slots=True)

@@ -55,6 +55,8 @@ class Rules:
     breaker_open_seconds: float = 5.0
     breaker_max_open_seconds: float = 120.0
     slow_start_seconds: float = 30.0
+    default_output_tokens: float = 256
+    """Expected length of an answer before there was any."""
     retry_ratio: float = 0.2
     retry_floor: int = 100
     lease_ttl: float = 600.0
@@ -265,6 +267,18 @@ class NodeRecord:
             options=placement.options,
         )
         self.loaded_changed_at = now
+
+    def fill_slots(self, model: str, now: float) -> None:
+        """As its runner does: those that came first get the slots, once the model is there."""
+        mine = [lease for lease in self.leases.values() if lease.request.model == model]
+        waiting = [lease for lease in mine if lease.running.serving_since is None]
+        if not waiting or any(lease.running.loading for lease in mine):
+            return
+        here = [running for running in self.running if running.model == model]
+        served = sum(running.serving_since is not None for running in here)
+        slots = self.node.slots or self.learner.slots_of(model) or 1
+        for lease in waiting[: max(0, slots - served)]:
+            lease.running = replace(lease.running, serving_since=now)
 
     # ------------------------------------------------------------ other routers
 

@@ -27,6 +27,15 @@ GPU_PREFILL_SPEEDUP = 30.0
 CPU_PREFILL_SPEEDUP = 5.0
 SHARING_SLOWDOWN = 0.5
 """What each further stream on the same GPU adds to a token's time (FACTS section 4)."""
+COPY_ELSEWHERE_SHARE = 0.2
+"""What of an eviction's price is left where another warm copy can take over."""
+QUEUE_DURING_RELOAD = 3.0
+"""How much the requests that come during a reload weigh: they wait for half of it in the mean, and
+the reload pushes out others in turn. Found by replay (docs/how-a-decision-is-made.md)."""
+LEAST_LOAD_SHARE = 0.3
+"""What of its load a request pays at least for a further copy that others will use, too."""
+MOST_BUSY = 0.9
+"""Where queues are reckoned with: beyond this, formulas for steady ones say nothing."""
 
 
 class CostTerm(Protocol):
@@ -104,7 +113,7 @@ def prefill_tokens(request: InferenceRequest, node: NodeSnapshot) -> int:
 
 def alone_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
     """Prefill and decode as if nothing else ran there."""
-    return prefill(request, node, moment) + (
+    return _prefill_alone(request, node, moment) + (
         moment.output_tokens(request) * seconds_per_token(request, node, moment)
     )
 
@@ -150,7 +159,8 @@ def at_least(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
     tokens = moment.output_tokens(request)
     if request.interactive:
         tokens *= moment.prices.interactive_decode_share
-    return load_seconds_of(model, node, moment) + tokens * per_token
+    # Whoever brings a copy that others will use pays a part of its load only.
+    return LEAST_LOAD_SHARE * load_seconds_of(model, node, moment) + tokens * per_token
 
 
 # -------------------------------------------------------------------------- terms
@@ -171,13 +181,40 @@ def wait(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float
     slots = slots_of(node, model)
     waiting = 0.0
     if len(ahead) >= slots:
-        waiting = sum(r.seconds_left(now) for r in ahead) / slots
+        waiting = sum(r.seconds_left(now) for r in ahead) / slots * _sharing(model, node)
     if moment.queue_ahead and (ahead or model in node.loaded):
         waiting += moment.queue_ahead * alone_seconds(request, node, moment) / slots
     return pending_load + waiting
 
 
+def _sharing(model: str, node: NodeSnapshot) -> float:
+    """By how much other models' streams on the same GPU slow this one's down."""
+    streams = node.streams
+    if not streams:
+        return 1.0
+    return 1.0 + SHARING_SLOWDOWN * (sum(streams.values()) - streams.get(model, 0))
+
+
 def load(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    """
+    Until the model is loaded, as far as the request has to pay for it.
+
+    A further copy of a model in memory that is free serves others after it. What these will wait
+    less within the eviction horizon is taken off, down to :data:`LEAST_LOAD_SHARE`.
+    """
+    seconds = load_wait(request, node, moment)
+    if not seconds:
+        return 0.0
+    demand = moment.demand.get(request.model)
+    if demand is None or not demand.warm_nodes or moment.fit(request, node).verdict != "fits":
+        return seconds
+    rate, own = demand.rate(moment.now), alone_seconds(request, node, moment)
+    busy = min(MOST_BUSY, rate * own / demand.warm_nodes)
+    saved = rate * moment.prices.eviction_horizon_seconds * own * busy / (1.0 - busy)
+    return max(LEAST_LOAD_SHARE * seconds, seconds - saved)
+
+
+def load_wait(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
     """Until the model is loaded: loads ahead of it, busy victims, eviction, its own load."""
     fit = moment.fit(request, node)
     if fit.verdict in ("loaded", "loading"):
@@ -198,13 +235,17 @@ def load(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float
 
 def prefill(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
     """Evaluating the part of the prompt that the node has not cached."""
-    if request.model in node.loaded:
-        return prefill_tokens(request, node) * _pace(request.model, node, moment)[2]
-    speed = node.speeds.get(request.model)
+    return _prefill_alone(request, node, moment) * _sharing(request.model, node)
+
+
+def _prefill_alone(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
+    model, tokens = request.model, prefill_tokens(request, node)
+    if model in node.loaded:
+        return tokens * _pace(model, node, moment)[2]
+    speed = node.speeds.get(model)
     if speed is not None and speed.prefill_seconds_per_token is not None:
-        return prefill_tokens(request, node) * speed.prefill_seconds_per_token
-    per_token = seconds_per_token(request, node, moment) / _prefill_speedup(node)
-    return prefill_tokens(request, node) * per_token
+        return tokens * speed.prefill_seconds_per_token
+    return tokens * seconds_per_token(request, node, moment) / _prefill_speedup(node)
 
 
 def decode(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
@@ -218,12 +259,17 @@ def decode_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment
     tokens = moment.output_tokens(request)
     if not tokens:
         return 0.0
-    others = sum(1 for r in node.running if r.model != request.model)
-    return tokens * seconds_per_token(request, node, moment) * (1.0 + SHARING_SLOWDOWN * others)
+    per_token = seconds_per_token(request, node, moment)
+    return tokens * per_token * _sharing(request.model, node)
 
 
 def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
-    """What pushing other models out costs those who will want them again soon."""
+    """
+    What pushing other models out costs those who will want them again soon.
+
+    The next request waits for a reload if it comes within the horizon. If many come, those that
+    come during the reload wait as well: ``rate × reload`` of them, half of it each.
+    """
     fit = moment.fit(request, node)
     price = 0.0
     for victim in fit.victims:
@@ -232,15 +278,15 @@ def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
             continue
         rate = demand.rate(moment.now)
         wanted = -math.expm1(-rate * moment.prices.eviction_horizon_seconds)
-        # Another warm copy takes most of the pain away.
-        share = 1.0 if demand.warm_nodes <= 1 else 0.3
-        price += wanted * share * load_seconds_of(victim, node, moment)
+        reload = load_seconds_of(victim, node, moment)
+        waited = wanted * reload * (1.0 + QUEUE_DURING_RELOAD * rate * reload / 2.0)
+        price += waited if demand.warm_nodes <= 1 else COPY_ELSEWHERE_SHARE * waited
     return price
 
 
 def slowdown(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
     """What this request takes from those that run on the same GPU."""
-    others = [r for r in node.running if r.model != request.model and not r.loading]
+    others = [r for r in node.running if r.model != request.model and r.serving_since is not None]
     if not others:
         return 0.0
     own = alone_seconds(request, node, moment)
@@ -316,7 +362,7 @@ def own_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -
     """The request's own expected completion there, term by term, nothing weighed down."""
     return {
         "wait": wait(request, node, moment),
-        "load": load(request, node, moment),
+        "load": load_wait(request, node, moment),
         "prefill": prefill(request, node, moment),
         "decode": decode_seconds(request, node, moment),
     }

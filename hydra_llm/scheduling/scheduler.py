@@ -110,10 +110,6 @@ class Scheduler:
         # The short ways are short for our own terms only.
         self._knows_terms = not own.keys() & COST_TERMS.keys()
 
-    def term(self, name: str) -> CostTerm:
-        """One of its cost terms."""
-        return self._terms[name]
-
     def schedule(
         self,
         request: InferenceRequest,

@@ -11,7 +11,7 @@ from hydra_llm.cluster.cluster import Choose
 from hydra_llm.events import Event
 from hydra_llm.exceptions import NodeError
 from hydra_llm.scheduling import Moment, Scheduler
-from hydra_llm.scheduling.costs import alone_seconds
+from hydra_llm.scheduling.costs import alone_seconds, load_wait
 from hydra_llm.types import (
     GB,
     Demand,
@@ -54,7 +54,7 @@ def placing(scheduler: Scheduler, rng: random.Random) -> Choose:
             node_id=node.id,
             has_room=choice.has_room,
             causes_load=loads,
-            load_seconds=scheduler.term("load")(request, node, moment) if loads else 0.0,
+            load_seconds=load_wait(request, node, moment) if loads else 0.0,
             expected_seconds=alone_seconds(request, node, moment),
             reserved_bytes=fit.reserved_bytes if loads else 0,
             size_bytes=fit.need_bytes if loads else 0,

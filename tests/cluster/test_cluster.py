@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hydra_llm.cluster import Cluster, Lease, PrefixKey
+from hydra_llm.cluster.learning import AnswerLengths
 from hydra_llm.events import (
     AttemptFailed,
     CircuitClosed,
@@ -610,6 +611,20 @@ def test_a_steady_stream_of_requests_is_counted_at_its_rate() -> None:
     assert cluster.demand()[LLAMA].rate(clock.now) == pytest.approx(2.0, rel=0.05)
 
 
+def test_a_young_router_judges_by_the_time_that_it_has_counted() -> None:
+    clock = Clock()
+    cluster = ledger(seen(warm=(LLAMA,)), clock=clock)
+    for _ in range(40):
+        clock.now += 0.5
+        cluster.release(granted(cluster, request()))
+
+    assert cluster.demand()[LLAMA].rate(clock.now) == pytest.approx(2.0, rel=0.1)
+
+    cluster = ledger(seen(warm=(LLAMA,)), clock=clock)
+    cluster.release(granted(cluster, request()))
+    assert cluster.demand()[LLAMA].rate(clock.now) == pytest.approx(0.1, rel=0.05), "not endless"
+
+
 def test_a_retry_is_no_further_arrival() -> None:
     cluster = ledger(seen("a"), seen("b"))
     cluster.acquire(request())
@@ -650,7 +665,59 @@ def test_an_answer_teaches_rates_and_remembers_the_prompt() -> None:
     assert speed.decode_seconds_per_token == pytest.approx(0.02)
     assert speed.prefill_seconds_per_token == pytest.approx(0.001)
     assert cluster.cached_tokens(LLAMA, CHAIN) == {"a": 1000}
-    assert cluster.demand()[LLAMA].output_tokens == 100
+    expected = cluster.demand()[LLAMA].output_tokens
+    assert expected is not None
+    assert 100 < expected < 256, "one answer is one of several"
+
+
+def test_answers_of_one_model_say_a_little_of_all() -> None:
+    cluster = with_a_new_runner(models=(LLAMA, BIG))
+    cluster.acquire(request(BIG, priority=1))
+    for _ in range(100):
+        cluster.succeeded(granted(cluster, request()), ANSWER, CHAIN)
+
+    assert cluster.demand()[LLAMA].output_tokens == pytest.approx(100, rel=0.1)
+    assert cluster.demand()[BIG].output_tokens == pytest.approx(100, rel=0.2)
+
+
+def test_lengths_of_answers_follow_when_they_change() -> None:
+    lengths = AnswerLengths(256)
+    assert lengths.expected("m") == 256
+    for _ in range(1000):
+        lengths.add("m", 50)
+    assert lengths.expected("m") == pytest.approx(50, rel=0.1)
+    for _ in range(100):
+        lengths.add("m", 500)
+    assert lengths.expected("m") == pytest.approx(500, rel=0.1)
+
+
+def serving(cluster: Cluster) -> list[float | None]:
+    return [one.serving_since for one in snapshot_of(cluster).running]
+
+
+def test_who_came_first_is_served_and_the_next_when_it_has_gone() -> None:
+    clock = Clock()
+    cluster = ledger(seen(warm=(LLAMA,)), clock=clock)
+    first = granted(cluster, request())
+    clock.now = 3.0
+    second = granted(cluster, request())
+    assert serving(cluster) == [0.0, None]
+
+    clock.now = 7.0
+    cluster.release(first)
+    assert serving(cluster) == [7.0]
+    cluster.release(second)
+
+
+def test_nobody_is_served_before_the_model_is_loaded() -> None:
+    clock = Clock()
+    cluster = ledger(seen(models=(LLAMA,)), clock=clock)
+    lease = granted(cluster, request())
+    assert serving(cluster) == [None]
+
+    clock.now = 5.0
+    cluster.first_byte(lease)
+    assert serving(cluster) == [5.0]
 
 
 def test_nothing_is_learned_of_prefill_from_a_prompt_that_nobody_looked_up() -> None:

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from hydra_llm.scheduling import COST_TERMS, Moment, Prices
 from hydra_llm.scheduling.costs import (
+    COPY_ELSEWHERE_SHARE,
+    LEAST_LOAD_SHARE,
+    QUEUE_DURING_RELOAD,
     SHARING_SLOWDOWN,
     alone_seconds,
     at_least,
@@ -22,6 +25,7 @@ from hydra_llm.scheduling.costs import (
 )
 from hydra_llm.types import (
     GB,
+    RESIDUAL_SHARE,
     Demand,
     InferenceRequest,
     NodeSnapshot,
@@ -134,7 +138,17 @@ def test_all_slots_taken_means_waiting_for_the_work_ahead_shared_by_them() -> No
 def test_what_has_run_past_its_time_is_expected_to_go_on() -> None:
     long_ago = running(seconds=8.0, started_at=-100.0)
 
-    assert cost("wait", request(), measured(warm=(LLAMA,), running=(long_ago,))) == 2.0
+    node = measured(warm=(LLAMA,), running=(long_ago,))
+    assert cost("wait", request(), node) == RESIDUAL_SHARE * 8.0
+
+
+def test_what_waits_for_a_slot_does_not_get_on() -> None:
+    served = running(seconds=8.0, started_at=0.0)
+    behind = running(seconds=8.0, started_at=0.0, serving_since=None)
+    node = measured(warm=(LLAMA,), running=(served, behind))
+
+    assert cost("wait", request(), node, now=1.0) == 7.0 + 8.0
+    assert cost("wait", request(), node, now=90.0) == RESIDUAL_SHARE * 8.0 + 8.0
 
 
 def test_a_request_that_joins_a_load_waits_for_its_end() -> None:
@@ -322,6 +336,13 @@ def test_other_models_on_the_same_gpu_slow_it_down_and_are_slowed_down() -> None
     shared = replace(alone, running=(running(QWEN, seconds=3.0),))
 
     assert cost("decode", asked, shared) == (1 + SHARING_SLOWDOWN) * cost("decode", asked, alone)
+    assert cost("prefill", asked, shared) == (1 + SHARING_SLOWDOWN) * cost("prefill", asked, alone)
+    before = running(seconds=4.0)
+    behind_one = replace(shared, running=(before, *shared.running))
+    assert cost("wait", asked, behind_one) == (1 + SHARING_SLOWDOWN) * 4.0
+    waits = replace(alone, running=(running(QWEN, serving_since=None),))
+    assert cost("decode", asked, waits) == cost("decode", asked, alone)
+    assert cost("slowdown", asked, waits) == 0.0
     assert cost("slowdown", asked, alone) == 0.0
     assert cost("slowdown", asked, shared) == SHARING_SLOWDOWN * 1.0
     talks = {LLAMA: Demand(output_tokens=9999.0)}
@@ -342,17 +363,25 @@ def test_pushing_out_what_nobody_wants_is_free() -> None:
 
 
 def test_pushing_out_what_is_wanted_costs_its_reload() -> None:
-    assert evicting(demand={LLAMA: Demand(per_second=100.0)}) == pytest.approx(4.0)
+    once_a_minute = 4.0 * (1 - math.exp(-1))
+    queue = QUEUE_DURING_RELOAD * (1 / 60) * 4.0 / 2
     assert evicting(demand={LLAMA: Demand(per_second=1 / 60)}) == pytest.approx(
-        4.0 * (1 - math.exp(-1))
+        once_a_minute * (1 + queue)
     )
+
+
+def test_those_that_come_during_the_reload_wait_too() -> None:
+    price = evicting(demand={LLAMA: Demand(per_second=10.0)})
+    assert price == pytest.approx(4.0 * (1 + QUEUE_DURING_RELOAD * 10.0 * 4.0 / 2))
 
 
 def test_another_warm_copy_takes_most_of_the_pain_away() -> None:
     demand = Demand(per_second=100.0, warm_nodes=1)
 
-    assert evicting(demand={LLAMA: demand}) == pytest.approx(4.0)
-    assert evicting(demand={LLAMA: replace(demand, warm_nodes=2)}) == pytest.approx(1.2)
+    alone = evicting(demand={LLAMA: demand})
+    with_another = evicting(demand={LLAMA: replace(demand, warm_nodes=2)})
+    assert alone > 4.0
+    assert with_another == pytest.approx(COPY_ELSEWHERE_SHARE * alone)
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.integers(0, 1000))
@@ -364,7 +393,41 @@ def test_the_more_a_model_is_wanted_the_more_its_eviction_costs(
         evicting(now=float(age), demand={LLAMA: Demand(per_second=rate)}) for rate in (less, more)
     ]
 
-    assert prices[0] <= prices[1] <= 4.0
+    assert prices[0] <= prices[1] < math.inf
+
+
+# ------------------------------------------------------------------ a further copy
+
+
+def another_copy(rate: float, *, warm_nodes: int = 1, free_vram_gb: float = 20.0) -> float:
+    demand = {LLAMA: Demand(per_second=rate, warm_nodes=warm_nodes, output_tokens=100.0)}
+    node = measured(models=(LLAMA, BIG), free_vram_gb=free_vram_gb)
+    return cost("load", request(), node, demand=demand)
+
+
+def test_a_further_copy_of_a_model_that_is_much_asked_for_is_paid_in_part_by_the_others() -> None:
+    assert another_copy(0.0) == 4.0
+    # rate × horizon × own × busy / (1 - busy), with a busy of 0.1 × 1
+    assert another_copy(0.1) == pytest.approx(4.0 - 0.1 * 60 * 1.0 * 0.1 / 0.9)
+    assert another_copy(0.1, warm_nodes=4) > another_copy(0.1), "four have room"
+    assert another_copy(5.0) == pytest.approx(LEAST_LOAD_SHARE * 4.0), "but never for nothing"
+    assert another_copy(5.0, warm_nodes=0) == 4.0, "the first one serves itself"
+
+
+def test_what_is_foreseen_of_a_further_copy_is_the_whole_load() -> None:
+    moment = Moment(demand={LLAMA: Demand(per_second=5.0, warm_nodes=1, output_tokens=100.0)})
+    node = measured(models=(LLAMA, BIG), free_vram_gb=20.0)
+
+    assert own_seconds(request(), node, moment)["load"] == 4.0
+
+
+def test_a_further_copy_that_pushes_out_another_model_pays_all() -> None:
+    demand = {BIG: Demand(per_second=5.0, warm_nodes=1, output_tokens=100.0)}
+    free = measured(models=(LLAMA, BIG), model=BIG, free_vram_gb=24.0)
+    full = replace(free, loaded=loaded(LLAMA), measured_free_vram_bytes=13 * GB)
+
+    assert cost("load", request(BIG), free, demand=demand) < 4.0
+    assert cost("load", request(BIG), full, demand=demand) > 4.0
 
 
 def test_a_reload_is_no_eviction_of_the_model_itself() -> None:
@@ -430,7 +493,8 @@ def test_the_bound_says_nothing_of_a_node_that_has_or_gets_the_model() -> None:
 
     assert at_least(request(), measured(warm=(LLAMA,)), moment) == 0.0
     assert at_least(request(), measured(running=(pending,)), moment) == 0.0
-    assert at_least(request(output_tokens=100), measured(), Moment()) == pytest.approx(5.0)
+    least = LEAST_LOAD_SHARE * 4.0 + 1.0
+    assert at_least(request(output_tokens=100), measured(), Moment()) == pytest.approx(least)
 
 
 def test_a_gpu_slower_than_a_cpu_does_not_lift_the_bound_over_the_cost() -> None:
@@ -445,6 +509,6 @@ def test_the_own_seconds_are_what_a_prediction_is_made_of() -> None:
     node = measured(running=(running(QWEN, loading=True, load_seconds=2.0),))
     own = own_seconds(asked, node, Moment())
 
-    assert own == {"wait": 0.0, "load": 6.0, "prefill": 1.0, "decode": 1.5}
+    assert own == {"wait": 0.0, "load": 6.0, "prefill": 1.0, "decode": 1.0}
     assert alone_seconds(asked, node, Moment()) == pytest.approx(2.0)
     assert load_seconds_of(LLAMA, node, Moment()) == 4.0
