@@ -234,7 +234,10 @@ class HydraSettings(BaseSettings):
     default_output_tokens: CountFromOne = 256
     """Tokens expected of an answer while nothing is known of its model's answers."""
     max_queue: Count = 1000
-    """Requests that may wait for a free slot; one more is refused. 0: none waits."""
+    """Requests that may wait for a free slot; with one more the least urgent is refused. 0: none
+    waits."""
+    queue_timeout: Seconds = 600.0
+    """Seconds that a request waits for a free slot; then it is refused."""
 
     breaker_failures: CountFromOne = 3
     """Failures in a row after which a node gets a pause."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import random
 import weakref
 from collections import deque
@@ -71,6 +72,17 @@ Choose = Callable[
 HERE = "here"
 """Who has cordoned a node: this router."""
 
+URGENT_PRIORITY = 8
+"""Requests from this priority on find runners with a free place more often: others take none
+beyond the slots for `URGENT_SECONDS` after one."""
+URGENT_SECONDS = 300.0
+NO_HEADROOM = 3
+"""A priority that takes none beyond the slots at any time."""
+
+SWAP_PATIENCE = 4.0
+"""A model that others wait for is pushed out for one that is waited for longer by so many times the
+load."""
+
 CONVERSATIONS_KEPT = 8
 """Prompts a runner of Ollama >= 0.30 keeps in system memory, conservatively: it keeps up to
 8 GiB of them. Before, a slot remembered its last prompt only."""
@@ -115,6 +127,10 @@ class Cluster:
         self._ids = itertools.count(1)
         self._outbox: list[Event] = []
         self._abandoned: deque[Lease] = deque()
+        self._urgent_at: dict[str, float] = {}
+        """When a model was last asked for by an urgent request."""
+        self._resolved: list[Waiter] = []
+        """Waiters that are to be told so once the lock is free."""
         self._others: Others | None = None
         self._is_in_panic = False
         self.moves = 0
@@ -149,6 +165,7 @@ class Cluster:
                 finally:
                     if len(self._line) or self._waits_nearby():
                         resolved = serve_lines(self)
+                    resolved, self._resolved = self._resolved + resolved, []
                     events, self._outbox = self._outbox, []
         finally:
             # Even if this caller is refused: the others' turn may have come.
@@ -248,7 +265,7 @@ class Cluster:
             if not request.tried:
                 self._count_arrival(request, now)
             if not len(self._line) and not self._lets_others_go_first(request, now, now):
-                lease = self._try_lease(request, now, 0)
+                lease = self._try_lease(request, now)
                 if lease is not None:
                     return lease
             waiter = Waiter(request, now)
@@ -257,25 +274,32 @@ class Cluster:
 
     def _served(self, waiter: Waiter) -> Lease | Waiter:
         # Closing the books has served the line; it may have been this one's turn already.
-        self._refuse_if_too_many(waiter)
+        displaced = self._refuse_if_too_many(waiter)
+        if displaced is not None:
+            displaced.notify()
         if waiter.lease is not None:
             return waiter.lease
         if waiter.error is not None:
             raise waiter.error
         return waiter
 
-    def _refuse_if_too_many(self, waiter: Waiter) -> None:
+    def _refuse_if_too_many(self, waiter: Waiter) -> Waiter | None:
+        """The least urgent has to go, be it the new one or not."""
         with self._lock:
             waiting = len(self._line) - 1
             if waiter.state != "waiting" or waiting < self._rules.max_queue:
-                return
-            self._line.remove(waiter)
-            waiter.state = "refused"
-        raise QueueFullError(
-            f"{waiting} requests wait for a free slot already (max_queue); "
-            "add a node or raise max_queue",
-            waiting=waiting,
-        )
+                return None
+            last = self._line.last
+            self._line.remove(last)
+            who = "" if last is waiter else "more urgent "
+            last.refuse(
+                QueueFullError(
+                    f"{waiting} {who}requests wait for a free slot already (max_queue); "
+                    "add a node or raise max_queue",
+                    waiting=waiting,
+                )
+            )
+            return last
 
     def withdraw(self, waiter: Waiter) -> None:
         """The caller no longer waits. A lease granted in the meantime is given back."""
@@ -297,35 +321,67 @@ class Cluster:
     def _go_down_the_line(self, now: float) -> list[Waiter]:
         resolved: list[Waiter] = []
         ahead: dict[str, int] = {}
-        passed_over: dict[tuple[object, ...], int] = {}
-        for waiter in self._line.in_order():
-            request = waiter.request_at(now)
-            model = request.model
-            kind = (*waiter.kind, request.priority)
-            before = passed_over.get(kind, 0)
+        passed_over: dict[int, int] = {}
+        full: set[tuple[str, str]] = set()
+        wishes = self._line.wishes()
+        for waiter in self._line.in_order(now):
+            model = waiter.request.model
+            before = passed_over.get(waiter.kind, 0)
             # Where one of a kind finds no room the next seldom does, unless it has so many
             # ahead of it that another node is sooner: look at the 1st, 2nd, 3rd, 5th, 9th ...
-            lease = None
             is_passed_over = self._lets_others_go_first(waiter.request, waiter.since, now)
             if before & (before - 1) == 0 and not is_passed_over:
                 try:
-                    lease = self._try_lease(request, now, ahead.get(model, 0))
+                    self._try_grant(waiter, now, ahead.get(model, 0), full, wishes)
                 except Exception as error:  # a plug-in's too: it is this waiter's alone
-                    waiter.error, waiter.state = error, "refused"
-            if lease is not None:
-                waiter.lease, waiter.state = lease, "granted"
+                    self._line.remove(waiter)
+                    waiter.refuse(error)
             if waiter.state == "waiting":
-                passed_over[kind] = before + 1
+                passed_over[waiter.kind] = before + 1
                 ahead[model] = ahead.get(model, 0) + 1
             else:
-                self._line.remove(waiter)
                 resolved.append(waiter)
         return resolved
 
-    def _try_lease(self, request: InferenceRequest, now: float, ahead: int) -> Lease | None:
+    def _try_grant(
+        self,
+        waiter: Waiter,
+        now: float,
+        ahead: int,
+        full: set[tuple[str, str]],
+        wishes: Mapping[str, Wish],
+    ) -> None:
+        request = self._leaving_room(waiter.request, now)
         placement = self._choose(request, self._nodes(), self._demand, now, ahead)
-        if not placement.has_room:
-            return None
+        place = request.model, placement.node_id
+        # Who needs more room than others is not passed by them for ever.
+        if place in full:
+            return
+        if not placement.has_room or _is_swap_too_early(waiter, placement, wishes):
+            full.add(place)
+            return
+        lease = self._book(request, placement, now)
+        waiter.lease, waiter.state = lease, "granted"
+        self._line.granted(waiter, now)
+
+    def _leaving_room(self, request: InferenceRequest, now: float) -> InferenceRequest:
+        """
+        Without headroom on a runner that urgent requests ask for too.
+
+        What a runner has been handed goes before them, whatever their priority.
+        """
+        if not NO_HEADROOM < request.priority < URGENT_PRIORITY:
+            return request
+        if now - self._urgent_at.get(request.model, -math.inf) > URGENT_SECONDS:
+            return request
+        return replace(request, priority=NO_HEADROOM)
+
+    def _try_lease(self, request: InferenceRequest, now: float) -> Lease | None:
+        request = self._leaving_room(request, now)
+        placement = self._choose(request, self._nodes(), self._demand, now, 0)
+        return self._book(request, placement, now) if placement.has_room else None
+
+    def _book(self, request: InferenceRequest, placement: Placement, now: float) -> Lease:
         record = self._records[placement.node_id]
         peers = record.requests_for(request.model)
         generation = record.breaker.begin(now)
@@ -655,6 +711,22 @@ class Cluster:
                     changed = True
                 if changed:
                     self._publish(record)
+            self._refuse_the_patient(now)
+
+    def _refuse_the_patient(self, now: float) -> None:
+        """Nobody waits for longer than has been promised."""
+        longest = self._rules.queue_timeout
+        for waiter in [one for one in self._line if now - one.since >= longest]:
+            self._line.remove(waiter)
+            waiting = len(self._line)
+            waiter.refuse(
+                QueueFullError(
+                    f"no slot was free for {longest:g} s (queue_timeout), and {waiting} more "
+                    "requests wait; add a node or raise queue_timeout",
+                    waiting=waiting,
+                )
+            )
+            self._resolved.append(waiter)
 
     def _expire_leases(self, record: NodeRecord, now: float) -> bool:
         expired = [lease for lease in record.leases.values() if now >= lease.expires_at]
@@ -704,7 +776,7 @@ class Cluster:
     def wishes(self) -> dict[str, Wish]:
         """Who waits here, by model."""
         with self._lock:
-            return self._line.wishes(self._clock()) if len(self._line) else {}
+            return self._line.wishes()
 
     def see_others(
         self,
@@ -815,6 +887,8 @@ class Cluster:
         self._budget.deposit(now)
         before = self._demand.get(request.model, Demand())
         rate = before.rate(now) + 1.0 / DEMAND_MEMORY_SECONDS
+        if request.priority >= URGENT_PRIORITY:
+            self._urgent_at[request.model] = now
         self._set_demand(request.model, replace(before, per_second=rate, seen_at=now))
 
     def _count_warm_nodes(self) -> None:
@@ -835,6 +909,21 @@ class Cluster:
         nodes: Iterable[NodeSnapshot] = self.nodes()
         up = sum(1 for node in nodes if node.health == "up")
         return f"<Cluster {up}/{len(self._records)} nodes up, {self.in_flight} in flight>"
+
+
+def _is_swap_too_early(waiter: Waiter, placement: Placement, wishes: Mapping[str, Wish]) -> bool:
+    """
+    Whether models that would be pushed out are still waited for, by requests about as urgent.
+
+    A B A A C, with A loaded, are two loads and not four. A load pays if it serves for longer than
+    it takes, so it has to be so much more urgent.
+    """
+    pays = SWAP_PATIENCE * placement.load_seconds
+    return any(
+        waiter.wish.before(wishes[victim]) < pays
+        for victim in placement.evicts
+        if victim in wishes and victim != waiter.request.model
+    )
 
 
 def _is_load_over(
