@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import random
 import weakref
 from collections import deque
@@ -25,7 +24,7 @@ from hydra_llm.cluster.prompt_cache import PrefixKey, PromptCacheIndex
 from hydra_llm.cluster.rates import Rate, Sample, Seed
 from hydra_llm.cluster.record import LOAD_STUCK_RETRY_SECONDS, NodeRecord, Rules
 from hydra_llm.cluster.retries import RetryBudget
-from hydra_llm.cluster.waiting import Waiter, WaitingLine, Wish
+from hydra_llm.cluster.waiting import URGENT_PRIORITY, Arrivals, Waiter, WaitingLine, Wish
 from hydra_llm.events import (
     AttemptFailed,
     CircuitClosed,
@@ -72,16 +71,10 @@ Choose = Callable[
 HERE = "here"
 """Who has cordoned a node: this router."""
 
-URGENT_PRIORITY = 8
-"""Requests from this priority on find runners with a free place more often: others take none
-beyond the slots for `URGENT_SECONDS` after one."""
-URGENT_SECONDS = 300.0
-NO_HEADROOM = 3
-"""A priority that takes none beyond the slots at any time."""
+ANY_MODEL = ""
 
 SWAP_PATIENCE = 4.0
-"""A model that others wait for is pushed out for one that is waited for longer by so many times the
-load."""
+"""A model that is waited for is pushed out for one that is more urgent by so many times the load."""
 
 CONVERSATIONS_KEPT = 8
 """Prompts a runner of Ollama >= 0.30 keeps in system memory, conservatively: it keeps up to
@@ -127,8 +120,7 @@ class Cluster:
         self._ids = itertools.count(1)
         self._outbox: list[Event] = []
         self._abandoned: deque[Lease] = deque()
-        self._urgent_at: dict[str, float] = {}
-        """When a model was last asked for by an urgent request."""
+        self._arrivals = Arrivals()
         self._resolved: list[Waiter] = []
         """Waiters that are to be told so once the lock is free."""
         self._others: Others | None = None
@@ -322,7 +314,7 @@ class Cluster:
         resolved: list[Waiter] = []
         ahead: dict[str, int] = {}
         passed_over: dict[int, int] = {}
-        full: set[tuple[str, str]] = set()
+        taken: set[tuple[str, str]] = set()
         wishes = self._line.wishes()
         for waiter in self._line.in_order(now):
             model = waiter.request.model
@@ -332,7 +324,7 @@ class Cluster:
             is_passed_over = self._lets_others_go_first(waiter.request, waiter.since, now)
             if before & (before - 1) == 0 and not is_passed_over:
                 try:
-                    self._try_grant(waiter, now, ahead.get(model, 0), full, wishes)
+                    self._try_grant(waiter, now, ahead.get(model, 0), taken, wishes)
                 except Exception as error:  # a plug-in's too: it is this waiter's alone
                     self._line.remove(waiter)
                     waiter.refuse(error)
@@ -348,38 +340,67 @@ class Cluster:
         waiter: Waiter,
         now: float,
         ahead: int,
-        full: set[tuple[str, str]],
+        taken: set[tuple[str, str]],
         wishes: Mapping[str, Wish],
     ) -> None:
-        request = self._leaving_room(waiter.request, now)
+        request = waiter.request
         placement = self._choose(request, self._nodes(), self._demand, now, ahead)
         place = request.model, placement.node_id
-        # Who needs more room than others is not passed by them for ever.
-        if place in full:
+        # Who needs more room than those behind is not passed by them for ever.
+        if place in taken:
             return
-        if not placement.has_room or _is_swap_too_early(waiter, placement, wishes):
-            full.add(place)
-            return
-        lease = self._book(request, placement, now)
-        waiter.lease, waiter.state = lease, "granted"
-        self._line.granted(waiter, now)
-
-    def _leaving_room(self, request: InferenceRequest, now: float) -> InferenceRequest:
-        """
-        Without headroom on a runner that urgent requests ask for too.
-
-        What a runner has been handed goes before them, whatever their priority.
-        """
-        if not NO_HEADROOM < request.priority < URGENT_PRIORITY:
-            return request
-        if now - self._urgent_at.get(request.model, -math.inf) > URGENT_SECONDS:
-            return request
-        return replace(request, priority=NO_HEADROOM)
+        if not self._has_room(request, placement, now) or _is_swap_too_early(
+            waiter, placement, wishes
+        ):
+            taken.add(place)
+        elif not self._has_its_turn(request, placement, now) or (
+            (ANY_MODEL, placement.node_id) in taken and request.priority < URGENT_PRIORITY
+        ):
+            taken.update((place, (ANY_MODEL, placement.node_id)))
+        else:
+            waiter.lease, waiter.state = self._book(request, placement, now), "granted"
+            self._line.granted(waiter, now)
 
     def _try_lease(self, request: InferenceRequest, now: float) -> Lease | None:
-        request = self._leaving_room(request, now)
         placement = self._choose(request, self._nodes(), self._demand, now, 0)
-        return self._book(request, placement, now) if placement.has_room else None
+        if self._has_room(request, placement, now) and self._has_its_turn(request, placement, now):
+            return self._book(request, placement, now)
+        return None
+
+    def _has_room(self, request: InferenceRequest, placement: Placement, now: float) -> bool:
+        """
+        Whether the runner may be handed it: without headroom if urgent and other requests come.
+
+        What a runner has been handed goes before an urgent request, and that one is better off at
+        the head of the line, from where it takes whichever place is free first.
+        """
+        if not placement.has_room or not self._arrivals.are_mixed(request.model, now):
+            return placement.has_room
+        record = self._records[placement.node_id]
+        slots = record.node.slots or record.learner.slots_of(request.model)
+        # Only who is handed more than slots are known for can show that there are more.
+        return slots is None or record.requests_for(request.model) < slots
+
+    def _has_its_turn(self, request: InferenceRequest, placement: Placement, now: float) -> bool:
+        """
+        Whether a GPU that urgent requests use has less than one other model at work for others.
+
+        Two models at once take as long as one after the other, and an urgent request that comes
+        meanwhile would wait for the one and run beside the other.
+        """
+        if request.priority >= URGENT_PRIORITY or placement.causes_load:
+            return True
+        record = self._records[placement.node_id]
+        if not any(self._arrivals.are_urgent(model, now) for model in record.loaded):
+            return True
+        others = {
+            running.model
+            for running in record.running
+            if running.model != request.model
+            and running.priority < URGENT_PRIORITY
+            and not running.loading
+        }
+        return len(others) < max(1, len(record.devices))
 
     def _book(self, request: InferenceRequest, placement: Placement, now: float) -> Lease:
         record = self._records[placement.node_id]
@@ -887,8 +908,7 @@ class Cluster:
         self._budget.deposit(now)
         before = self._demand.get(request.model, Demand())
         rate = before.rate(now) + 1.0 / DEMAND_MEMORY_SECONDS
-        if request.priority >= URGENT_PRIORITY:
-            self._urgent_at[request.model] = now
+        self._arrivals.note(request, now)
         self._set_demand(request.model, replace(before, per_second=rate, seen_at=now))
 
     def _count_warm_nodes(self) -> None:
@@ -915,8 +935,8 @@ def _is_swap_too_early(waiter: Waiter, placement: Placement, wishes: Mapping[str
     """
     Whether models that would be pushed out are still waited for, by requests about as urgent.
 
-    A B A A C, with A loaded, are two loads and not four. A load pays if it serves for longer than
-    it takes, so it has to be so much more urgent.
+    With A loaded, A B A A C are two loads and not three. A load pays if it serves for longer than
+    it takes: so long those may wait that need it.
     """
     pays = SWAP_PATIENCE * placement.load_seconds
     return any(

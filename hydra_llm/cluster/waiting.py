@@ -31,6 +31,10 @@ AGEING_SECONDS = 15.0
 
 HIGHEST_PRIORITY = 10
 
+URGENT_PRIORITY = 8
+"""From this priority on, others leave runners and GPUs freer for `URGENT_SECONDS` after one."""
+URGENT_SECONDS = 300.0
+
 TURNS_OF_HIGHEST = 9
 """So often in a row the highest priority passes those who have waited longer: nobody starves."""
 
@@ -64,10 +68,31 @@ class Wish:
 
     def before(self, other: Wish) -> float:
         """By how many seconds of waiting it is more urgent; negative if it is less so."""
-        own, others = (wish.priority == HIGHEST_PRIORITY for wish in (self, other))
-        if own != others:
-            return math.inf if own else -math.inf
+        if self.priority == HIGHEST_PRIORITY > other.priority:
+            return math.inf
         return other.from_then - self.from_then
+
+
+class Arrivals:
+    """When each model was last asked for by urgent and by other requests."""
+
+    def __init__(self) -> None:
+        self._urgent: dict[str, float] = {}
+        self._other: dict[str, float] = {}
+
+    def note(self, request: InferenceRequest, now: float) -> None:
+        """Take in a new one."""
+        is_urgent = request.priority >= URGENT_PRIORITY
+        (self._urgent if is_urgent else self._other)[request.model] = now
+
+    def are_urgent(self, model: str, now: float) -> bool:
+        """Whether urgent ones have come lately."""
+        return now - self._urgent.get(model, -math.inf) <= URGENT_SECONDS
+
+    def are_mixed(self, model: str, now: float) -> bool:
+        """Whether others have, too."""
+        is_other = now - self._other.get(model, -math.inf) <= URGENT_SECONDS
+        return is_other and self.are_urgent(model, now)
 
 
 class Waiter:
