@@ -24,7 +24,14 @@ from hydra_llm.cluster.prompt_cache import PrefixKey, PromptCacheIndex
 from hydra_llm.cluster.rates import Rate, Sample, Seed
 from hydra_llm.cluster.record import LOAD_STUCK_RETRY_SECONDS, NodeRecord, Rules
 from hydra_llm.cluster.retries import RetryBudget
-from hydra_llm.cluster.waiting import URGENT_PRIORITY, Arrivals, Waiter, WaitingLine, Wish
+from hydra_llm.cluster.waiting import (
+    HIGHEST_PRIORITY,
+    URGENT_PRIORITY,
+    Arrivals,
+    Waiter,
+    WaitingLine,
+    Wish,
+)
 from hydra_llm.events import (
     AttemptFailed,
     CircuitClosed,
@@ -349,8 +356,8 @@ class Cluster:
         # Who needs more room than those behind is not passed by them for ever.
         if place in taken:
             return
-        if not self._has_room(request, placement, now) or _is_swap_too_early(
-            waiter, placement, wishes
+        if not self._has_room(request, placement, now) or self._is_swap_too_early(
+            request.model, waiter.wish, placement, wishes, now
         ):
             taken.add(place)
         elif not self._has_its_turn(request, placement, now) or (
@@ -363,9 +370,36 @@ class Cluster:
 
     def _try_lease(self, request: InferenceRequest, now: float) -> Lease | None:
         placement = self._choose(request, self._nodes(), self._demand, now, 0)
-        if self._has_room(request, placement, now) and self._has_its_turn(request, placement, now):
+        wish = Wish(priority=request.priority, since=now)
+        if (
+            self._has_room(request, placement, now)
+            and self._has_its_turn(request, placement, now)
+            and not self._is_swap_too_early(request.model, wish, placement, {}, now)
+        ):
             return self._book(request, placement, now)
         return None
+
+    def _is_swap_too_early(
+        self, model: str, wish: Wish, placement: Placement, wishes: Mapping[str, Wish], now: float
+    ) -> bool:
+        """
+        Whether models that would be pushed out are still in use or waited for.
+
+        With A loaded, A B A A C are two loads and not three. A load pays if it serves for longer
+        than it takes: so long those may wait that need it. The most urgent ones do not.
+        """
+        if not placement.evicts or wish.priority == HIGHEST_PRIORITY:
+            return False
+        pays = SWAP_PATIENCE * placement.load_seconds
+        if now - wish.since < pays:
+            busy = {running.model for running in self._records[placement.node_id].running}
+            if not busy.isdisjoint(placement.evicts):
+                return True
+        return any(
+            wish.before(wishes[victim]) < pays
+            for victim in placement.evicts
+            if victim in wishes and victim != model
+        )
 
     def _has_room(self, request: InferenceRequest, placement: Placement, now: float) -> bool:
         """
@@ -929,21 +963,6 @@ class Cluster:
         nodes: Iterable[NodeSnapshot] = self.nodes()
         up = sum(1 for node in nodes if node.health == "up")
         return f"<Cluster {up}/{len(self._records)} nodes up, {self.in_flight} in flight>"
-
-
-def _is_swap_too_early(waiter: Waiter, placement: Placement, wishes: Mapping[str, Wish]) -> bool:
-    """
-    Whether models that would be pushed out are still waited for, by requests about as urgent.
-
-    With A loaded, A B A A C are two loads and not three. A load pays if it serves for longer than
-    it takes: so long those may wait that need it.
-    """
-    pays = SWAP_PATIENCE * placement.load_seconds
-    return any(
-        waiter.wish.before(wishes[victim]) < pays
-        for victim in placement.evicts
-        if victim in wishes and victim != waiter.request.model
-    )
 
 
 def _is_load_over(
