@@ -81,7 +81,7 @@ HERE = "here"
 ANY_MODEL = ""
 
 SWAP_PATIENCE = 4.0
-"""A model that is waited for is pushed out for one that is more urgent by so many times the load."""
+"""A model in use or waited for is pushed out for one that has waited so many loads longer."""
 
 CONVERSATIONS_KEPT = 8
 """Prompts a runner of Ollama >= 0.30 keeps in system memory, conservatively: it keeps up to

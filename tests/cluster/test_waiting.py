@@ -22,7 +22,6 @@ from hydra_llm.types import InferenceRequest, Placement
 from tests.cluster.ledgers import Clock, granted, ledger, node, seen
 from tests.helpers import LLAMA, request
 
-
 QWEN = "qwen3:8b"
 
 
@@ -397,7 +396,7 @@ def test_a_full_line_refuses_and_says_how_many_wait() -> None:
 
 @pytest.mark.parametrize(("waits", "comes"), [(4, 5), (9, 10), (1, 2)])
 def test_a_full_line_refuses_the_least_urgent(waits: int, comes: int) -> None:
-    cluster, leases = full(max_queue=2)
+    cluster, _ = full(max_queue=2)
     first, last = in_line(cluster, request(priority=10)), in_line(cluster, request(priority=waits))
     woken: list[bool] = []
     last.on_ready(lambda: woken.append(True))
