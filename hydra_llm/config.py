@@ -238,6 +238,9 @@ class HydraSettings(BaseSettings):
     waits."""
     queue_timeout: Seconds = 600.0
     """Seconds that a request waits for a free slot; then it is refused."""
+    manage_keep_alive: bool = False
+    """Whether to ask for a `keep_alive` of 30 minutes where the caller says nothing, for models
+    that are asked for at least once a minute: Ollama then pushes out others first."""
 
     breaker_failures: CountFromOne = 3
     """Failures in a row after which a node gets a pause."""

@@ -83,3 +83,22 @@ def test_a_loaded_model_serves_all_that_wait_for_it_before_it_goes(turns: str, l
 
     assert replay(cluster, asked, HYDRA, seed=1).loads == loads
     assert replay(cluster, asked, "random", seed=1).loads >= 4
+
+
+@pytest.mark.parametrize(("manages", "loads"), [(False, 2), (True, 1)])
+def test_a_model_that_many_ask_for_stays_loaded_if_that_is_wished(
+    manages: bool, loads: int
+) -> None:
+    machine = Machine(id="rig", vram_gb=24.0)
+    cluster = Machines(name="one", machines=(machine,), models=(Weights(name="A:7b", size_gb=5.0),))
+    settings = {"manage_keep_alive": manages}
+
+    def loads_of(times: list[float]) -> int:
+        asked = [
+            Asked(number=n, at=at, model="A:7b", input_tokens=100, output_tokens=20)
+            for n, at in enumerate(times)
+        ]
+        return replay(cluster, asked, HYDRA, seed=1, settings=settings).loads
+
+    assert loads_of([*(10.0 * n for n in range(20)), 800.0]) == loads
+    assert loads_of([0.0, 600.0]) == 2, "once in ten minutes is not often"
