@@ -98,7 +98,7 @@ def test_the_highest_priority_gives_way_after_so_many_turns() -> None:
     patient, young = in_line(cluster, request(priority=2)), in_line(cluster, request(priority=1))
     clock.now = 1000.0
     late = in_line(cluster, request(priority=1))
-    turns = 0
+    urgent, turns = patient, 0
     while patient.state == "waiting":
         urgent = in_line(cluster, request(priority=10))
         cluster.release(leases.pop(0))
@@ -303,8 +303,9 @@ def test_a_swap_is_not_put_off_for_ever() -> None:
         clock.now += 5.0
         young = in_line(cluster, request(priority=3))
         cluster.release(lease)
-        assert "granted" in (young.state, swap.state)
-        lease = young.lease or swap.lease  # type: ignore[assignment]
+        held = young.lease or swap.lease
+        assert held is not None
+        lease = held
 
     assert swap.lease is not None
     load = swap.lease.placement.load_seconds
