@@ -244,7 +244,13 @@ class HydraSettings(BaseSettings):
     default_output_tokens: CountFromOne = 256
     """Tokens expected of an answer while nothing is known of its model's answers."""
     max_queue: Count = 1000
-    """Requests that may wait for a free slot; one more is refused. 0: none waits."""
+    """Requests that may wait for a free slot; with one more the least urgent is refused. 0: none
+    waits."""
+    queue_timeout: Seconds = 600.0
+    """Seconds that a request waits for a free slot; then it is refused."""
+    manage_keep_alive: bool = False
+    """Whether to ask for a `keep_alive` of 30 minutes where the caller says nothing, for models
+    that are asked for at least once a minute: Ollama then pushes out others first."""
 
     breaker_failures: CountFromOne = 3
     """Failures in a row after which a node gets a pause."""

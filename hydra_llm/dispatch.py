@@ -60,6 +60,11 @@ AUTHORIZATION_EXTENSION = "hydra_authorization"
 """Request extension: its ``Authorization`` header is meant for every node."""
 
 
+HOT_KEEP_ALIVE = "30m"
+"""What ``manage_keep_alive`` asks for: Ollama pushes out those with the shortest first."""
+HOT_SECONDS = 60.0
+"""For models that are asked for once in so long, at least."""
+
 LEARNED_IDLE_TOKENS = 50
 """A stream that was silent for so many tokens' time, as measured on its node, is taken for dead."""
 LEAST_LEARNED_IDLE_SECONDS = 10.0
@@ -376,22 +381,33 @@ class Dispatch:
 
     def _body_for(self, placement: Placement) -> bytes:
         call = self.call
-        if (
-            call.payload is None
-            or not call.native
-            or call.options.num_ctx is not None
-            or placement.context_length is None
-            or placement.causes_load
-            or not call.generates
-        ):
+        if call.payload is None or not call.native or not call.generates:
             return self._body
-        payload, body = with_context(call.payload, self._body, placement.context_length)
+        payload: Mapping[str, Any] = call.payload
+        body: bytes | None = self._body
+        if self._stays_loaded():
+            payload, body = {**payload, "keep_alive": HOT_KEEP_ALIVE}, None
+        if (
+            call.options.num_ctx is None
+            and placement.context_length is not None
+            and not placement.causes_load
+        ):
+            payload, changed = with_context(payload, self._body, placement.context_length)
+            body = None if body is None else changed
         if body is not None:
             return body
         try:
             return encode(payload)
         except ValueError:  # what Python reads and cannot write: NaN, half a surrogate pair
             return self._body
+
+    def _stays_loaded(self) -> bool:
+        """Whether its model is to be among the last that Ollama pushes out, and we may say so."""
+        payload = self.call.payload
+        if not self._router.settings.manage_keep_alive or not payload or "keep_alive" in payload:
+            return False
+        demand = self._cluster.demand().get(self.request.model)
+        return demand is not None and demand.rate(self._clock()) >= 1.0 / HOT_SECONDS
 
     def timeouts(self, incoming: httpx.Request) -> dict[str, float | None]:
         """Connect, write and first byte; the caller's own limits and deadline are kept too."""

@@ -9,7 +9,7 @@
     │   ├── NoEligibleNodeError       no node may take the request; each one's reason
     │   │   └── NoNodeUpError         because none of them can be reached
     │   ├── DeadlineError             no node can make it in the time given
-    │   ├── QueueFullError            too many requests wait already
+    │   ├── QueueFullError            too many requests wait, or for too long
     │   └── AllNodesFailedError       every node that was tried failed; each attempt
     └── NodeError                     look at one node
         ├── NodeConnectError          nobody answers there
@@ -127,7 +127,9 @@ class DeadlineError(RoutingError):
 
 
 class QueueFullError(RoutingError):
-    """More requests wait for a free slot than ``max_queue`` allows.
+    """No slot was free for too long, or for too many requests at once.
+
+    It has waited for ``queue_timeout``, or ``max_queue`` requests that are as urgent wait already.
 
     Attributes:
         waiting: how many requests wait.

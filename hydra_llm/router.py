@@ -844,6 +844,7 @@ def _rules(settings: HydraSettings) -> Rules:
         retry_floor=settings.retry_floor,
         lease_ttl=settings.lease_ttl,
         max_queue=settings.max_queue,
+        queue_timeout=settings.queue_timeout,
     )
 
 

@@ -25,7 +25,15 @@ from hydra_llm.cluster.prompt_cache import PrefixKey, PromptCacheIndex
 from hydra_llm.cluster.rates import Rate, Sample, Seed
 from hydra_llm.cluster.record import LOAD_STUCK_RETRY_SECONDS, NodeRecord, Rules
 from hydra_llm.cluster.retries import RetryBudget
-from hydra_llm.cluster.waiting import Seen, Waiter, WaitingLine, Wish
+from hydra_llm.cluster.waiting import (
+    HIGHEST_PRIORITY,
+    URGENT_PRIORITY,
+    Arrivals,
+    Seen,
+    Waiter,
+    WaitingLine,
+    Wish,
+)
 from hydra_llm.events import (
     AttemptFailed,
     CircuitClosed,
@@ -71,6 +79,11 @@ Choose = Callable[
 
 HERE = "here"
 """Who has cordoned a node: this router."""
+
+ANY_MODEL = ""
+
+SWAP_PATIENCE = 4.0
+"""A model in use or waited for is pushed out for one that has waited so many loads longer."""
 
 CONVERSATIONS_KEPT = 8
 """Prompts a runner of Ollama >= 0.30 keeps in system memory, conservatively: it keeps up to
@@ -118,6 +131,9 @@ class Cluster:
         self._ids = itertools.count(1)
         self._outbox: list[Event] = []
         self._abandoned: deque[Lease] = deque()
+        self._arrivals = Arrivals()
+        self._resolved: list[Waiter] = []
+        """Waiters that are to be told so once the lock is free."""
         self._others: Others | None = None
         self._is_in_panic = False
         self.moves = 0
@@ -152,6 +168,7 @@ class Cluster:
                 finally:
                     if len(self._line) or self._waits_nearby():
                         resolved = serve_lines(self)
+                    resolved, self._resolved = self._resolved + resolved, []
                     events, self._outbox = self._outbox, []
         finally:
             # Even if this caller is refused: the others' turn may have come.
@@ -251,7 +268,7 @@ class Cluster:
             if not request.tried:
                 self._count_arrival(request, now)
             if not len(self._line) and not self._lets_others_go_first(request, now, now):
-                lease = self._try_lease(request, now, 0)
+                lease = self._try_lease(request, now)
                 if lease is not None:
                     return lease
             waiter = Waiter(request, now)
@@ -260,25 +277,32 @@ class Cluster:
 
     def _served(self, waiter: Waiter) -> Lease | Waiter:
         # Closing the books has served the line; it may have been this one's turn already.
-        self._refuse_if_too_many(waiter)
+        displaced = self._refuse_if_too_many(waiter)
+        if displaced is not None:
+            displaced.notify()
         if waiter.lease is not None:
             return waiter.lease
         if waiter.error is not None:
             raise waiter.error
         return waiter
 
-    def _refuse_if_too_many(self, waiter: Waiter) -> None:
+    def _refuse_if_too_many(self, waiter: Waiter) -> Waiter | None:
+        """The least urgent has to go, be it the new one or not."""
         with self._lock:
             waiting = len(self._line) - 1
             if waiter.state != "waiting" or waiting < self._rules.max_queue:
-                return
-            self._line.remove(waiter)
-            waiter.state = "refused"
-        raise QueueFullError(
-            f"{waiting} requests wait for a free slot already (max_queue); "
-            "add a node or raise max_queue",
-            waiting=waiting,
-        )
+                return None
+            last = self._line.last
+            self._line.remove(last)
+            who = "" if last is waiter else "more urgent "
+            last.refuse(
+                QueueFullError(
+                    f"{waiting} {who}requests wait for a free slot already (max_queue); "
+                    "add a node or raise max_queue",
+                    waiting=waiting,
+                )
+            )
+            return last
 
     def withdraw(self, waiter: Waiter) -> None:
         """The caller no longer waits. A lease granted in the meantime is given back."""
@@ -300,37 +324,125 @@ class Cluster:
     def _go_down_the_line(self, now: float) -> list[Waiter]:
         resolved: list[Waiter] = []
         ahead: dict[str, int] = {}
-        passed_over: dict[tuple[object, ...], int] = {}
-        for waiter in self._line.in_order():
-            request = waiter.request_at(now)
-            model = request.model
+        passed_over: dict[int, int] = {}
+        taken: set[tuple[str, str]] = set()
+        wishes = self._line.wishes()
+        for waiter in self._line.in_order(now):
+            model = waiter.request.model
+            before = passed_over.get(waiter.kind, 0)
             if waiter.seen is None:
                 waiter.seen = Seen(now, self._nodes(), self._demand, ahead.get(model, 0))
-            kind = (*waiter.kind, request.priority)
-            before = passed_over.get(kind, 0)
             # Where one of a kind finds no room the next seldom does, unless it has so many
             # ahead of it that another node is sooner: look at the 1st, 2nd, 3rd, 5th, 9th ...
-            lease = None
             is_passed_over = self._lets_others_go_first(waiter.request, waiter.since, now)
             if before & (before - 1) == 0 and not is_passed_over:
                 try:
-                    lease = self._try_lease(request, now, ahead.get(model, 0))
+                    self._try_grant(waiter, now, ahead.get(model, 0), taken, wishes)
                 except Exception as error:  # a plug-in's too: it is this waiter's alone
-                    waiter.error, waiter.state = error, "refused"
-            if lease is not None:
-                waiter.lease, waiter.state = lease, "granted"
+                    self._line.remove(waiter)
+                    waiter.refuse(error)
             if waiter.state == "waiting":
-                passed_over[kind] = before + 1
+                passed_over[waiter.kind] = before + 1
                 ahead[model] = ahead.get(model, 0) + 1
             else:
-                self._line.remove(waiter)
                 resolved.append(waiter)
         return resolved
 
-    def _try_lease(self, request: InferenceRequest, now: float, ahead: int) -> Lease | None:
+    def _try_grant(
+        self,
+        waiter: Waiter,
+        now: float,
+        ahead: int,
+        taken: set[tuple[str, str]],
+        wishes: Mapping[str, Wish],
+    ) -> None:
+        request = waiter.request
         placement = self._choose(request, self._nodes(), self._demand, now, ahead)
-        if not placement.has_room:
-            return None
+        place = request.model, placement.node_id
+        # Who needs more room than those behind is not passed by them for ever.
+        if place in taken:
+            return
+        if not self._has_room(request, placement, now) or self._is_swap_too_early(
+            request.model, waiter.wish, placement, wishes, now
+        ):
+            taken.add(place)
+        elif not self._has_its_turn(request, placement, now) or (
+            (ANY_MODEL, placement.node_id) in taken and request.priority < URGENT_PRIORITY
+        ):
+            taken.update((place, (ANY_MODEL, placement.node_id)))
+        else:
+            waiter.lease, waiter.state = self._book(request, placement, now), "granted"
+            self._line.granted(waiter, now)
+
+    def _try_lease(self, request: InferenceRequest, now: float) -> Lease | None:
+        placement = self._choose(request, self._nodes(), self._demand, now, 0)
+        wish = Wish(priority=request.priority, since=now)
+        if (
+            self._has_room(request, placement, now)
+            and self._has_its_turn(request, placement, now)
+            and not self._is_swap_too_early(request.model, wish, placement, {}, now)
+        ):
+            return self._book(request, placement, now)
+        return None
+
+    def _is_swap_too_early(
+        self, model: str, wish: Wish, placement: Placement, wishes: Mapping[str, Wish], now: float
+    ) -> bool:
+        """
+        Whether models that would be pushed out are still in use or waited for.
+
+        With A loaded, A B A A C are two loads and not three. A load pays if it serves for longer
+        than it takes: so long those may wait that need it. The most urgent ones do not.
+        """
+        if not placement.evicts or wish.priority == HIGHEST_PRIORITY:
+            return False
+        pays = SWAP_PATIENCE * placement.load_seconds
+        if now - wish.since < pays:
+            busy = {running.model for running in self._records[placement.node_id].running}
+            if not busy.isdisjoint(placement.evicts):
+                return True
+        return any(
+            wish.before(wishes[victim]) < pays
+            for victim in placement.evicts
+            if victim in wishes and victim != model
+        )
+
+    def _has_room(self, request: InferenceRequest, placement: Placement, now: float) -> bool:
+        """
+        Whether the runner may be handed it: without headroom if urgent and other requests come.
+
+        What a runner has been handed goes before an urgent request, and that one is better off at
+        the head of the line, from where it takes whichever place is free first.
+        """
+        if not placement.has_room or not self._arrivals.are_mixed(request.model, now):
+            return placement.has_room
+        record = self._records[placement.node_id]
+        slots = record.node.slots or record.learner.slots_of(request.model)
+        # Only who is handed more than slots are known for can show that there are more.
+        return slots is None or record.requests_for(request.model) < slots
+
+    def _has_its_turn(self, request: InferenceRequest, placement: Placement, now: float) -> bool:
+        """
+        Whether a GPU that urgent requests use has less than one other model at work for others.
+
+        Two models at once take as long as one after the other, and an urgent request that comes
+        meanwhile would wait for the one and run beside the other.
+        """
+        if request.priority >= URGENT_PRIORITY or placement.causes_load:
+            return True
+        record = self._records[placement.node_id]
+        if not any(self._arrivals.are_urgent(model, now) for model in record.loaded):
+            return True
+        others = {
+            running.model
+            for running in record.running
+            if running.model != request.model
+            and running.priority < URGENT_PRIORITY
+            and not running.loading
+        }
+        return len(others) < max(1, len(record.devices))
+
+    def _book(self, request: InferenceRequest, placement: Placement, now: float) -> Lease:
         record = self._records[placement.node_id]
         peers = record.requests_for(request.model)
         generation = record.breaker.begin(now)
@@ -667,6 +779,22 @@ class Cluster:
                     changed = True
                 if changed:
                     self._publish(record)
+            self._refuse_the_patient(now)
+
+    def _refuse_the_patient(self, now: float) -> None:
+        """Nobody waits for longer than has been promised."""
+        longest = self._rules.queue_timeout
+        for waiter in [one for one in self._line if now - one.since >= longest]:
+            self._line.remove(waiter)
+            waiting = len(self._line)
+            waiter.refuse(
+                QueueFullError(
+                    f"no slot was free for {longest:g} s (queue_timeout), and {waiting} more "
+                    "requests wait; add a node or raise queue_timeout",
+                    waiting=waiting,
+                )
+            )
+            self._resolved.append(waiter)
 
     def _expire_leases(self, record: NodeRecord, now: float) -> bool:
         expired = [lease for lease in record.leases.values() if now >= lease.expires_at]
@@ -716,7 +844,7 @@ class Cluster:
     def wishes(self) -> dict[str, Wish]:
         """Who waits here, by model."""
         with self._lock:
-            return self._line.wishes(self._clock()) if len(self._line) else {}
+            return self._line.wishes()
 
     def see_others(
         self,
@@ -827,6 +955,7 @@ class Cluster:
 
     def _count_arrival(self, request: InferenceRequest, now: float) -> None:
         self._budget.deposit(now)
+        self._arrivals.note(request, now)
         before = self._demand_of(request.model)
         if self._counted_since is None:
             self._counted_since = now

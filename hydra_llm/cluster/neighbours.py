@@ -62,7 +62,7 @@ def serve_lines(first: Cluster) -> list[Waiter]:
 
 def _urgency(ledger: Cluster) -> float:
     now = ledger._clock()
-    return max(wish.urgency(now) for wish in ledger._line.wishes(now).values())
+    return max(wish.urgency(now) for wish in ledger._line.wishes().values())
 
 
 if hasattr(os, "register_at_fork"):

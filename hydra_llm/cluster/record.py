@@ -61,6 +61,8 @@ class Rules:
     retry_floor: int = 100
     lease_ttl: float = 600.0
     max_queue: int = 1000
+    queue_timeout: float = 600.0
+    """The longest that a request waits for a free slot."""
     error_penalty_seconds: float = 2.0
     """Price of one error: a node that fails fast is not fast."""
     max_penalty_seconds: float = 20.0

@@ -418,12 +418,12 @@ def test_a_load_that_failed_is_tried_again_with_one_request() -> None:
 def test_the_end_of_an_older_load_does_not_give_away_the_place_of_the_one_that_tries() -> None:
     clock = Clock()
     cluster = ledger(seen(), clock=clock, breaker_open_seconds=5.0)
-    old = granted(cluster, request())
-    failing = granted(cluster, request(options=RunnerOptions(num_ctx=8192)))
+    old = granted(cluster, request(priority=10))
+    failing = granted(cluster, request(priority=10, options=RunnerOptions(num_ctx=8192)))
     assert failing.placement.causes_load
     cluster.failed(failing, failure(ModelLoadError, status_code=500))
     clock.now = snapshot_of(cluster).load_retry_at[LLAMA]
-    trying = granted(cluster, request(options=RunnerOptions(num_ctx=8192)))
+    trying = granted(cluster, request(priority=10, options=RunnerOptions(num_ctx=8192)))
 
     cluster.release(old)
     assert snapshot_of(cluster).load_retry_at == {LLAMA: float("inf")}

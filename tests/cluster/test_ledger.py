@@ -45,6 +45,7 @@ from tests.helpers import BIG, LLAMA, request
 QWEN = "qwen3:8b"
 LEASE_TTL = 20
 MAX_QUEUE = 5
+QUEUE_TIMEOUT = 60
 SLOTS = {"a": 1, "b": 2, "c": 1, "d": 1}
 MODELS = {"a": (LLAMA, QWEN, BIG), "b": (LLAMA, QWEN, BIG), "c": (LLAMA, QWEN), "d": (LLAMA,)}
 TOTAL_GB = {"a": 24.0, "b": 24.0, "c": 12.0, "d": None}
@@ -109,15 +110,19 @@ class LedgerMachine(RuleBasedStateMachine):
             breaker_failures=2,
             lease_ttl=float(LEASE_TTL),
             max_queue=MAX_QUEUE,
+            queue_timeout=float(QUEUE_TIMEOUT),
         )
         for id_ in sorted(SLOTS):
             self.cluster.observe(seen(id_, models=MODELS[id_], total_gb=TOTAL_GB[id_]))
         self.held: dict[int, Job] = {}
         self.line: list[Job] = []
+        self.came: dict[tuple[str, bool], float] = {}
+        """When each model was last asked for, by whether that was urgent."""
         self.expired: list[Job] = []
         self.ended: list[Lease] = []
         self.through_open_circuits: set[tuple[str, int]] = set()
         self.is_settled = True
+        self.ticked_at = 0.0
 
     # --------------------------------------------------- between ledger and scheduler
 
@@ -148,6 +153,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def go(self, job: Job) -> None:
         open_before = self.open_circuits()
+        if not job.request.tried:
+            self.came[job.request.model, job.request.priority >= 8] = self.clock.now
         try:
             held = self.cluster.acquire(job.request)
         except NoEligibleNodeError as error:
@@ -199,6 +206,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.refused(waiter.error)
 
     def refused(self, error: Exception | None) -> None:
+        if isinstance(error, QueueFullError):
+            assert error.waiting == MAX_QUEUE or "queue_timeout" in str(error)
+            return
         assert isinstance(error, NoEligibleNodeError)
         assert {r.node_id for r in error.rejections} == set(SLOTS)
 
@@ -326,6 +336,7 @@ class LedgerMachine(RuleBasedStateMachine):
         before = self.open_circuits()
 
         self.cluster.tick()
+        self.ticked_at = self.clock.now
 
         for job in due:
             assert job.lease is not None
@@ -478,14 +489,40 @@ class LedgerMachine(RuleBasedStateMachine):
         nodes, demand, now = self.cluster.nodes(), self.cluster.demand(), self.clock.now
         look = placing(self.scheduler, random.Random(1))
         ahead: Counter[str] = Counter()
-        in_order = sorted(self.line, key=lambda job: (-urgency(job, now), since(job)))
-        for job in in_order:
-            # Everybody knows how urgent it is by now; with at most five, all are looked at
-            # but the fourth of a kind.
-            asked = replace(job.request, priority=min(10, int(urgency(job, now))))
+        taken: set[tuple[str, str]] = set()
+        for job in sorted(self.line, key=place_in_line):
+            asked = job.request
+            # With at most five, all are looked at but the fourth of a kind.
             if ahead[asked.model] < 3:
-                assert not look(asked, nodes, demand, now, ahead[asked.model]).has_room
+                placement = look(asked, nodes, demand, now, ahead[asked.model])
+                place = asked.model, placement.node_id
+                if placement.has_room and place not in taken:
+                    chosen = next(n for n in nodes if n.id == placement.node_id)
+                    assert self.is_held_back(job, placement, chosen)
+                taken.add(place)
             ahead[asked.model] += 1
+
+    def is_held_back(self, job: Job, placement: Placement, chosen: NodeSnapshot) -> bool:
+        """Whether it has to wait although its node has room for it."""
+        asked = job.request
+        others = [r for r in chosen.running if r.model != asked.model]
+        is_mixed = self.lately(asked.model, True) and self.lately(asked.model, False)
+        if is_mixed and len(chosen.running) - len(others) >= SLOTS[chosen.id]:
+            return True
+        if placement.causes_load:
+            wanted = {other.request.model for other in self.line if other is not job}
+            wanted |= {running.model for running in chosen.running}
+            return asked.priority < 10 and bool(placement.evicts & wanted)
+        is_urgent = any(self.lately(name, True) for name in chosen.loaded)
+        return asked.priority < 8 and is_urgent and any(r.priority < 8 for r in others)
+
+    def lately(self, model: str, is_urgent: bool) -> bool:
+        at = self.came.get((model, is_urgent))
+        return at is not None and self.clock.now - at <= 300
+
+    @invariant()
+    def nobody_waits_longer_than_is_promised(self) -> None:
+        assert all(self.ticked_at - since(job) < QUEUE_TIMEOUT for job in self.line)
 
     def teardown(self) -> None:
         while self.held or self.line:
@@ -513,9 +550,10 @@ def headroom(priority: int) -> int:
     return 0 if priority < 4 else 1 if priority < 8 else 2
 
 
-def urgency(job: Job, now: float) -> float:
-    """A step of priority for every 15 seconds."""
-    return job.request.priority + (now - since(job)) / 15
+def place_in_line(job: Job) -> tuple[bool, float, float]:
+    """The highest first; 15 seconds make up for a step of priority."""
+    priority = job.request.priority
+    return priority < 10, since(job) - 15.0 * priority, since(job)
 
 
 def since(job: Job) -> float:

@@ -9,11 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hydra_llm.cluster import Cluster, Lease, Waiter
-from hydra_llm.cluster.waiting import AGEING_SECONDS, WaitingLine
+from hydra_llm.cluster.cluster import SWAP_PATIENCE
+from hydra_llm.cluster.waiting import (
+    AGEING_SECONDS,
+    TURNS_OF_HIGHEST,
+    URGENT_SECONDS,
+    WaitingLine,
+    Wish,
+)
 from hydra_llm.exceptions import NoEligibleNodeError, QueueFullError
 from hydra_llm.types import InferenceRequest, Placement
 from tests.cluster.ledgers import Clock, granted, ledger, node, seen
 from tests.helpers import LLAMA, request
+
+QWEN = "qwen3:8b"
 
 
 def in_line(cluster: Cluster, asked: InferenceRequest) -> Waiter:
@@ -38,9 +47,9 @@ def test_the_line_is_ordered_by_priority_and_age(waiting: list[tuple[int, int]])
     for priority, since in waiting:
         line.add(Waiter(request(priority=priority), float(since)))
 
-    found = [(w.request.priority, w.since) for w in line.in_order()]
+    found = [(w.request.priority, w.since) for w in line.in_order(60.0)]
 
-    assert found == sorted(waiting, key=lambda w: (w[1] - w[0] * AGEING_SECONDS, w[1]))
+    assert found == sorted(waiting, key=lambda w: (w[0] < 10, w[1] - w[0] * AGEING_SECONDS, w[1]))
 
 
 @given(
@@ -54,31 +63,63 @@ def test_who_is_ahead_has_waited_up_to_the_urgency_of_those_behind(
     for priority, since in waiting:
         line.add(Waiter(request(priority=priority), float(since)))
 
-    urgencies = [waiter.urgency(now) for waiter in line.in_order()]
+    urgencies = [waiter.wish.urgency(now) for waiter in line.in_order(now)]
 
     assert urgencies == pytest.approx(sorted(urgencies, reverse=True))
 
 
-@pytest.mark.parametrize("low", [1, 5, 9])
-def test_waiting_makes_up_for_any_priority(low: int) -> None:
+@pytest.mark.parametrize("low", [1, 5, 8])
+def test_waiting_makes_up_for_any_priority_but_the_highest(low: int) -> None:
     line = WaitingLine()
     patient = Waiter(request(priority=low), 0.0)
     line.add(patient)
-    now = (10 - low) * AGEING_SECONDS
-    line.add(Waiter(request(priority=10), now))
+    now = (9 - low) * AGEING_SECONDS
+    line.add(Waiter(request(priority=9), now))
+    highest = Waiter(request(priority=10), 100 * now)
+    line.add(highest)
 
-    assert line.in_order()[0] is patient
+    assert line.in_order(100 * now)[:2] == [highest, patient]
+
+
+@given(st.integers(1, 9), st.floats(0, 1e6), st.floats(0, 1e3))
+def test_urgency_rises_all_the_time_and_never_to_the_highest(
+    priority: int, waited: float, more: float
+) -> None:
+    wish = Wish(priority=priority, since=0.0)
+
+    assert priority <= wish.urgency(waited) <= wish.urgency(waited + more) < 10
+    assert Wish(priority=10, since=waited).urgency(waited) == 10
+
+
+def test_the_highest_priority_gives_way_after_so_many_turns() -> None:
+    """One slot that the highest priority alone could keep busy for ever."""
+    clock = Clock()
+    cluster, leases = full(clock)
+    patient, young = in_line(cluster, request(priority=2)), in_line(cluster, request(priority=1))
+    clock.now = 1000.0
+    late = in_line(cluster, request(priority=1))
+    urgent, turns = patient, 0
+    while patient.state == "waiting":
+        urgent = in_line(cluster, request(priority=10))
+        cluster.release(leases.pop(0))
+        while urgent.state == patient.state == "waiting":
+            cluster.release(leases.pop(0))
+        leases += [w.lease for w in (urgent, patient) if w.lease is not None]
+        turns += urgent.state == "granted"
+
+    assert turns == TURNS_OF_HIGHEST
+    assert (young.state, late.state, urgent.state) == ("waiting", "waiting", "waiting")
 
 
 def test_a_new_request_goes_behind_those_as_urgent_and_before_the_others() -> None:
     line = WaitingLine()
     for priority in (1, 5, 5, 9):
         line.add(Waiter(request(priority=priority), 0.0))
-    line.add(Waiter(request("qwen3:8b", priority=9), 0.0))
+    line.add(Waiter(request(QWEN, priority=9), 0.0))
 
     assert line.ahead_of(request(priority=5), 0.0) == 3
     assert line.ahead_of(request(priority=10), 0.0) == 0
-    assert line.counts() == {LLAMA: 4, "qwen3:8b": 1}
+    assert line.counts() == {LLAMA: 4, QWEN: 1}
 
 
 def test_the_most_urgent_gets_the_free_place() -> None:
@@ -130,14 +171,152 @@ def test_a_grant_that_makes_room_for_one_passed_over_is_noticed_at_once() -> Non
 
     def choose(asked: InferenceRequest, nodes: Any, *_: Any) -> Placement:
         others = len(nodes[0].running)
-        return Placement(node_id="a", has_room=is_open and (asked.priority < 9 or others > 0))
+        return Placement(node_id="a", has_room=is_open and (asked.model == LLAMA or others > 0))
 
     cluster = ledger(seen(), choose=choose)
-    first, second = in_line(cluster, request(priority=9)), in_line(cluster, request())
+    first, second = in_line(cluster, request(QWEN, priority=9)), in_line(cluster, request())
     is_open = True
     cluster.tick()
 
     assert (first.state, second.state) == ("granted", "granted")
+
+
+def test_who_needs_more_room_is_not_passed_by_those_behind_for_ever() -> None:
+    """Priority 1 takes nothing beyond the slots, 5 does."""
+    clock = Clock()
+    cluster, leases = full(clock)
+    patient = in_line(cluster, request(priority=1))
+    clock.now = 200.0
+    late = in_line(cluster, request())
+
+    cluster.release(leases[0])
+    assert (patient.state, late.state) == ("waiting", "waiting")
+    cluster.release(leases[1])
+
+    assert (patient.state, late.state) == ("granted", "granted")
+
+
+# ------------------------------------------------------------- beside urgent requests
+
+
+@pytest.mark.parametrize(("urgent", "places"), [(7, 2), (8, 1), (10, 1)])
+def test_nothing_beyond_the_slots_is_handed_over_where_urgent_requests_come_too(
+    urgent: int, places: int
+) -> None:
+    clock = Clock()
+    cluster = one_node(clock)
+    cluster.release(granted(cluster, request(priority=urgent)))
+    clock.now = URGENT_SECONDS
+
+    held = [cluster.acquire(request()) for _ in range(4)]
+
+    assert sum(isinstance(h, Lease) for h in held) == places
+
+
+def test_where_none_has_come_for_long_there_is_headroom_again() -> None:
+    clock = Clock()
+    cluster = one_node(clock)
+    cluster.release(granted(cluster, request(priority=10)))
+    clock.now = URGENT_SECONDS + 1
+
+    held = [cluster.acquire(request()) for _ in range(4)]
+
+    assert sum(isinstance(h, Lease) for h in held) == 2
+
+
+def test_slots_that_nobody_knows_can_still_show() -> None:
+    cluster = ledger(seen(warm=(LLAMA,)), clock=Clock(), nodes=[node("a", slots=None)])
+    cluster.release(granted(cluster, request(priority=10)))
+
+    held = [cluster.acquire(request()) for _ in range(4)]
+
+    assert sum(isinstance(h, Lease) for h in held) == 2
+
+
+def test_a_gpu_that_urgent_requests_use_works_for_one_other_model_at_a_time() -> None:
+    cluster = ledger(seen(models=(LLAMA, QWEN), warm=(LLAMA, QWEN)), clock=Clock())
+    cluster.release(granted(cluster, request(priority=10)))
+    first = granted(cluster, request())
+
+    other, third = in_line(cluster, request(QWEN)), in_line(cluster, request())
+    urgent = cluster.acquire(request(QWEN, priority=8))
+    assert isinstance(urgent, Lease), "it runs beside the other"
+
+    cluster.release(urgent)
+    assert (other.state, third.state) == ("waiting", "waiting")
+    cluster.release(first)
+    assert (other.state, third.state) == ("granted", "waiting")
+
+
+def test_a_model_with_several_slots_does_not_keep_the_others_turn() -> None:
+    cluster = ledger(
+        seen(models=(LLAMA, QWEN), warm=(LLAMA, QWEN)), clock=Clock(), nodes=[node("a", slots=2)]
+    )
+    cluster.release(granted(cluster, request(priority=10)))
+    first = granted(cluster, request())
+
+    other, third = in_line(cluster, request(QWEN)), in_line(cluster, request())
+    assert third.state == "waiting", "there is a slot, but it is the other model's turn"
+    cluster.release(first)
+
+    assert (other.state, third.state) == ("granted", "waiting")
+
+
+# ------------------------------------------------------------------------------ swaps
+
+
+def swapping(clock: Clock) -> tuple[Cluster, Lease]:
+    """Room for one model at a time; LLAMA is loaded and has a request."""
+    cluster = ledger(
+        seen(models=(LLAMA, QWEN), warm=(LLAMA,), total_gb=8.0),
+        clock=clock,
+        nodes=[node("a", max_loaded_models=1)],
+    )
+    return cluster, granted(cluster, request(priority=3))
+
+
+def test_a_loaded_model_serves_those_who_wait_for_it_before_it_is_pushed_out() -> None:
+    cluster, lease = swapping(Clock())
+    mine = [in_line(cluster, request(priority=3))]
+    swap = in_line(cluster, request(QWEN, priority=3))
+    mine += [in_line(cluster, request(priority=3)) for _ in range(2)]
+    order: list[str] = []
+    waiting = [*mine, swap]
+
+    while waiting:
+        cluster.release(lease)
+        (done,) = (w for w in waiting if w.lease is not None)
+        waiting.remove(done)
+        assert done.lease is not None
+        lease = done.lease
+        order.append(lease.request.model)
+
+    assert order == [LLAMA, LLAMA, LLAMA, QWEN]
+
+
+def test_a_swap_is_not_put_off_for_ever() -> None:
+    clock = Clock()
+    cluster, lease = swapping(clock)
+    swap = in_line(cluster, request(QWEN, priority=3))
+    assert swap.state == "waiting"
+    while swap.state == "waiting" and clock.now < 1000:
+        clock.now += 5.0
+        young = in_line(cluster, request(priority=3))
+        cluster.release(lease)
+        held = young.lease or swap.lease
+        assert held is not None
+        lease = held
+
+    assert swap.lease is not None
+    load = swap.lease.placement.load_seconds
+    assert load <= clock.now <= SWAP_PATIENCE * load + 10.0
+
+
+def test_the_highest_priority_does_not_wait_for_others_to_be_served() -> None:
+    cluster, _ = swapping(Clock())
+    in_line(cluster, request(priority=3))
+
+    assert isinstance(cluster.acquire(request(QWEN, priority=10)), Lease)
 
 
 # ------------------------------------------------------------------- how it can end
@@ -216,6 +395,59 @@ def test_a_full_line_refuses_and_says_how_many_wait() -> None:
     assert cluster.waiting == 1
 
 
+@pytest.mark.parametrize(("waits", "comes"), [(4, 5), (9, 10), (1, 2)])
+def test_a_full_line_refuses_the_least_urgent(waits: int, comes: int) -> None:
+    cluster, _ = full(max_queue=2)
+    first, last = in_line(cluster, request(priority=10)), in_line(cluster, request(priority=waits))
+    woken: list[bool] = []
+    last.on_ready(lambda: woken.append(True))
+
+    new = in_line(cluster, request(priority=comes))
+
+    assert (first.state, last.state, new.state) == ("waiting", "refused", "waiting")
+    assert woken == [True]
+    assert isinstance(last.error, QueueFullError)
+    assert str(last.error).startswith("2 more urgent requests wait")
+    assert (last.error.waiting, cluster.waiting) == (2, 2)
+
+
+def test_a_full_line_refuses_the_new_one_if_those_before_have_waited_for_as_much() -> None:
+    clock = Clock()
+    cluster, _ = full(clock, max_queue=1)
+    patient = in_line(cluster, request(priority=4))
+    clock.now = AGEING_SECONDS
+
+    with pytest.raises(QueueFullError):
+        cluster.acquire(request(priority=5))
+
+    assert patient.state == "waiting"
+
+
+def test_nobody_waits_longer_than_the_limit() -> None:
+    clock = Clock()
+    cluster, leases = full(clock, queue_timeout=60.0)
+    first = in_line(cluster, request())
+    clock.now = 30.0
+    second = in_line(cluster, request())
+    woken: list[int] = []
+    first.on_ready(lambda: woken.append(cluster.waiting))
+    clock.now = 59.9
+    cluster.tick()
+    assert first.state == "waiting"
+
+    clock.now = 60.0
+    cluster.tick()
+
+    assert woken == [1]
+    assert isinstance(first.error, QueueFullError)
+    assert str(first.error) == (
+        "no slot was free for 60 s (queue_timeout), and 1 more requests wait; "
+        "add a node or raise queue_timeout"
+    )
+    cluster.release(leases[0])
+    assert second.state == "granted"
+
+
 def test_no_line_at_all_still_lets_a_free_node_be_used() -> None:
     cluster, leases = full(max_queue=0)
     with pytest.raises(QueueFullError):
@@ -285,7 +517,7 @@ def test_a_full_line_for_one_model_keeps_no_request_from_an_idle_node() -> None:
     cluster = ledger(seen(), clock=Clock(), choose=choose, max_queue=1)
     in_line(cluster, request())
 
-    assert isinstance(cluster.acquire(request("qwen3:8b")), Lease)
+    assert isinstance(cluster.acquire(request(QWEN)), Lease)
     with pytest.raises(QueueFullError, match="1 requests wait"):
         cluster.acquire(request())
     assert cluster.waiting == 1
