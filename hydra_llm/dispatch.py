@@ -407,7 +407,7 @@ class Dispatch:
         if not self._router.settings.manage_keep_alive or not payload or "keep_alive" in payload:
             return False
         demand = self._cluster.demand().get(self.request.model)
-        return demand is not None and demand.rate(self._clock()) >= 1.0 / HOT_SECONDS
+        return demand is not None and demand.faded(self._clock()) >= 1.0 / HOT_SECONDS
 
     def timeouts(self, incoming: httpx.Request) -> dict[str, float | None]:
         """Connect, write and first byte; the caller's own limits and deadline are kept too."""

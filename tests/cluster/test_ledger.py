@@ -31,6 +31,7 @@ from hydra_llm.exceptions import (
     StreamBrokenError,
 )
 from hydra_llm.scheduling import Scheduler
+from hydra_llm.scheduling.scheduler import NEAR_TIE_SECONDS, NEAR_TIE_SHARE, Choice
 from hydra_llm.types import (
     Demand,
     InferenceRequest,
@@ -490,15 +491,22 @@ class LedgerMachine(RuleBasedStateMachine):
         look = placing(self.scheduler, random.Random(1))
         ahead: Counter[str] = Counter()
         taken: set[tuple[str, str]] = set()
+        awaited: set[str] = set()
+        """Nodes on which somebody waits for their turn, and others like that behind them."""
         for job in sorted(self.line, key=place_in_line):
             asked = job.request
             # With at most five, all are looked at but the fourth of a kind.
             if ahead[asked.model] < 3:
                 placement = look(asked, nodes, demand, now, ahead[asked.model])
                 place = asked.model, placement.node_id
-                if placement.has_room and place not in taken:
+                # Of several as good the ledger may have drawn one that holds it back.
+                is_drawn = len(near_ties(placement)) > 1
+                if placement.has_room and place not in taken and not is_drawn:
                     chosen = next(n for n in nodes if n.id == placement.node_id)
-                    assert self.is_held_back(job, placement, chosen)
+                    is_behind = asked.priority < 8 and chosen.id in awaited
+                    assert is_behind or self.is_held_back(job, placement, chosen)
+                    if self.has_no_turn(job, placement, chosen):
+                        awaited.add(chosen.id)
                 taken.add(place)
             ahead[asked.model] += 1
 
@@ -513,8 +521,16 @@ class LedgerMachine(RuleBasedStateMachine):
             wanted = {other.request.model for other in self.line if other is not job}
             wanted |= {running.model for running in chosen.running}
             return asked.priority < 10 and bool(placement.evicts & wanted)
+        return self.has_no_turn(job, placement, chosen)
+
+    def has_no_turn(self, job: Job, placement: Placement, chosen: NodeSnapshot) -> bool:
+        """Whether a model of others is at work already where urgent requests come."""
+        asked = job.request
+        if asked.priority >= 8 or placement.causes_load:
+            return False
+        others = [r for r in chosen.running if r.model != asked.model]
         is_urgent = any(self.lately(name, True) for name in chosen.loaded)
-        return asked.priority < 8 and is_urgent and any(r.priority < 8 for r in others)
+        return is_urgent and any(r.priority < 8 for r in others)
 
     def lately(self, model: str, is_urgent: bool) -> bool:
         at = self.came.get((model, is_urgent))
@@ -548,6 +564,15 @@ class LedgerMachine(RuleBasedStateMachine):
 def headroom(priority: int) -> int:
     """None below 4, two from 8 on."""
     return 0 if priority < 4 else 1 if priority < 8 else 2
+
+
+def near_ties(placement: Placement) -> list[str]:
+    """The nodes of which the scheduler drew one."""
+    assert isinstance(placement.choice, Choice)
+    costs = {one.node_id: one.total_seconds for one in placement.choice.candidates()}
+    best = min(costs.values())
+    bar = best + max(NEAR_TIE_SHARE * best, NEAR_TIE_SECONDS)
+    return [node_id for node_id, seconds in costs.items() if seconds <= bar]
 
 
 def place_in_line(job: Job) -> tuple[bool, float, float]:
