@@ -27,6 +27,9 @@ GPU_PREFILL_SPEEDUP = 30.0
 CPU_PREFILL_SPEEDUP = 5.0
 SHARING_SLOWDOWN = 0.5
 """What each further stream on the same GPU adds to a token's time (FACTS section 4)."""
+OTHERS_TIME = tuple(math.pow(2.0, (5 - priority) / 2) for priority in range(1, 11))
+"""What others' seconds count beside one's own, by priority 1 to 10: as much at 5, half of that for
+every two steps up."""
 COPY_ELSEWHERE_SHARE = 0.2
 """What of an eviction's price is left where another warm copy can take over."""
 QUEUE_DURING_RELOAD = 3.0
@@ -281,7 +284,7 @@ def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
         reload = load_seconds_of(victim, node, moment)
         waited = wanted * reload * (1.0 + QUEUE_DURING_RELOAD * rate * reload / 2.0)
         price += waited if demand.warm_nodes <= 1 else COPY_ELSEWHERE_SHARE * waited
-    return price
+    return price * OTHERS_TIME[request.priority - 1]
 
 
 def slowdown(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
@@ -290,7 +293,8 @@ def slowdown(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
     if not others:
         return 0.0
     own = alone_seconds(request, node, moment)
-    return SHARING_SLOWDOWN * sum(min(own, r.seconds_left(moment.now)) for r in others)
+    slowed = SHARING_SLOWDOWN * sum(min(own, r.seconds_left(moment.now)) for r in others)
+    return slowed * OTHERS_TIME[request.priority - 1]
 
 
 def preference(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:

@@ -40,7 +40,13 @@ def a_node(number: int, loaded: int = 3) -> dict[str, Any]:
         "total_vram_bytes": 24 * GB,
         "measured_free_vram_bytes": 9 * GB,
         "running": tuple(
-            RunningRequest(lease_id=k, model=warm[k], started_at=0.0, expected_seconds=3.0)
+            RunningRequest(
+                lease_id=k,
+                model=warm[k],
+                started_at=0.0,
+                expected_seconds=3.0,
+                serving_since=0.0,
+            )
             for k in range(number % 3)
         ),
     }
@@ -58,7 +64,7 @@ def requests() -> Any:
 
 
 @pytest.mark.benchmark(group="choosing a node")
-@pytest.mark.parametrize("count", [3, 100])
+@pytest.mark.parametrize("count", [3, 100, 1000])
 def test_choosing_among_nodes_with_thirty_models(benchmark: Any, count: int) -> None:
     nodes = tuple(NodeSnapshot(**a_node(i)) for i in range(count))
     scheduler, rng, stream = Scheduler(), random.Random(0), requests()

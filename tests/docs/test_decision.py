@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from hydra_llm.scheduling import COST_TERMS, REASONS, Moment, RoutingDecision, Scheduler
+from hydra_llm.scheduling.costs import OTHERS_TIME
 from hydra_llm.scheduling.decision import KEYS
 from hydra_llm.scheduling.memory import Fit
 from hydra_llm.scheduling.scheduler import HEADROOM_BY_PRIORITY
@@ -98,6 +99,11 @@ def test_the_headroom_of_each_priority() -> None:
             told |= dict.fromkeys(range(first, last + 1), int(row[1]))
 
     assert [told[priority] for priority in range(1, 11)] == list(HEADROOM_BY_PRIORITY)
+
+
+def test_whose_time_counts_is_told_for_each_priority() -> None:
+    [told] = [row[1:] for row in table(text_of(DECISION)) if row[0] == "×"]
+    assert [float(cell) for cell in told] == pytest.approx(list(OTHERS_TIME), rel=0.02)
 
 
 # --------------------------------------------------------------- the worked example

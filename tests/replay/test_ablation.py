@@ -7,9 +7,7 @@ import pytest
 from tests.replay.ablation import IDEAS, Case, first_tokens, without
 
 BUSY = Case(name="busy", cluster="24+24+12+8", trace="poisson", rate=1.0, requests=100)
-TALK = Case(
-    name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=1.0, requests=100
-)
+TALK = Case(name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=1.0, requests=100)
 
 
 @pytest.mark.parametrize("idea", IDEAS)

@@ -384,6 +384,23 @@ def test_another_warm_copy_takes_most_of_the_pain_away() -> None:
     assert with_another == pytest.approx(COPY_ELSEWHERE_SHARE * alone)
 
 
+def test_a_high_priority_minds_others_less_and_a_low_one_more() -> None:
+    node = measured(models=(LLAMA, BIG), warm=(LLAMA,), free_vram_gb=13.0, speeds={LLAMA: FAST})
+    shared = measured(warm=(LLAMA, QWEN), running=(running(QWEN, seconds=3.0),))
+    demand = {LLAMA: Demand(per_second=0.1)}
+
+    def prices(priority: int) -> tuple[float, float]:
+        return (
+            cost("eviction", request(BIG, priority=priority), node, demand=demand),
+            cost("slowdown", request(output_tokens=100, priority=priority), shared),
+        )
+
+    usual = prices(5)
+    assert usual[0] == evicting(demand=demand)
+    for priority, factor in ((1, 4.0), (3, 2.0), (7, 0.5), (9, 0.25)):
+        assert prices(priority) == pytest.approx((usual[0] * factor, usual[1] * factor))
+
+
 @given(st.floats(0, 10), st.floats(0, 10), st.integers(0, 1000))
 def test_the_more_a_model_is_wanted_the_more_its_eviction_costs(
     one: float, other: float, age: int
