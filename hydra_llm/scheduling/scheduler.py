@@ -83,8 +83,10 @@ class Choice:
     def predicted(self) -> dict[str, float]:
         """What is expected to happen on the selected node, in seconds."""
         values = costs.own_seconds(self.request, self.selected, self.moment)
-        first = values["wait"] + values["load"] + values["prefill"]
-        return {**values, "first_token": first, "total": first + values["decode"]}
+        before = values["wait"] + values["load"] + values["prefill"]
+        tokens = max(1.0, self.moment.output_tokens(self.request))
+        first = before + values["decode"] / tokens
+        return {**values, "first_token": first, "total": before + values["decode"]}
 
 
 class Scheduler:

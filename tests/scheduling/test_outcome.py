@@ -66,7 +66,7 @@ def test_each_duration_stands_beside_the_term_that_foresaw_it() -> None:
     assert outcome.predicted == pytest.approx(
         {
             **{"wait": 0.0, "load": 0.0, "prefill": 1.0, "decode": 1.5},
-            **{"first_token": 1.0, "total": 2.5, "prompt_tokens": 1000, "output_tokens": 150},
+            **{"first_token": 1.01, "total": 2.5, "prompt_tokens": 1000, "output_tokens": 150},
         }
     )
     assert outcome.actual == pytest.approx(
