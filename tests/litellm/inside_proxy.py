@@ -33,13 +33,12 @@ async def user_api_key_auth(request: Any, api_key: str) -> Any:
 # ------------------------------------------------------------------------- the books
 
 counts: Counter[str] = Counter()
-_try_lease, _end = Cluster._try_lease, Cluster._end
+_book, _end = Cluster._book, Cluster._end
 
 
-def try_lease(self: Cluster, *about: Any) -> Lease | None:
-    lease = _try_lease(self, *about)
-    counts["opened"] += lease is not None
-    return lease
+def book(self: Cluster, *about: Any) -> Lease:
+    counts["opened"] += 1
+    return _book(self, *about)
 
 
 def end(self: Cluster, lease: Lease, state: str, now: float) -> bool:
@@ -48,7 +47,7 @@ def end(self: Cluster, lease: Lease, state: str, now: float) -> bool:
     return is_end
 
 
-Cluster._try_lease, Cluster._end = try_lease, end  # type: ignore[method-assign,assignment]
+Cluster._book, Cluster._end = book, end  # type: ignore[method-assign,assignment]
 # A worker that is killed is forgotten soon; one that is slow, as the machine may be, is not.
 sharing.LEASE_SECONDS = float(os.environ.get("LEASE_SECONDS", sharing.LEASE_SECONDS))
 claims.PATIENCE_SECONDS = redis_store.TIMEOUT_SECONDS = 20.0

@@ -220,18 +220,19 @@ def silent_stream(proxy: str, body: dict[str, Any]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("key", "priority", "held"),
+    ("key", "priority", "free"),
     [
-        ("sk-key-2", 10, 1),  # lowered to 2, which gets no headroom
-        ("sk-team-2", 10, 1),
-        ("sk-key-9", 2, 1),  # not raised to 9, which would get two
-        ("sk-key-9", None, 2),
+        ("sk-key-2", 10, 5),  # lowered to 2
+        ("sk-team-2", 10, 5),
+        ("sk-key-9", 2, 5),  # not raised to 9
+        ("sk-key-9", None, 6),
     ],
 )
 def test_a_limit_of_a_key_or_team_lowers_its_priority_and_never_raises_it(
-    proxy: str, cluster: SimulatedCluster, key: str, priority: int | None, held: int
+    proxy: str, cluster: SimulatedCluster, key: str, priority: int | None, free: int
 ) -> None:
-    cluster["a"].inject(StallFault(after=1, models=(OTHER,)), times=held)
+    """The one without a limit comes later and goes first."""
+    cluster["a"].inject(StallFault(after=1, models=(OTHER,)), times=2)
     words = {"node_id": "a", "pin": "require"}
     asked_for = {"model": "other", "max_tokens": 5}
 
@@ -246,17 +247,17 @@ def test_a_limit_of_a_key_or_team_lowers_its_priority_and_never_raises_it(
     before = len(chats())
     with ThreadPoolExecutor(2) as threads:
         with ExitStack() as holding:
-            for _ in range(held):
+            # A slot, and the headroom of usual priorities.
+            for _ in range(2):
                 body = {**asked_for, **words, "messages": HELLO}
                 holding.enter_context(silent_stream(proxy, body))
             limited = threads.submit(ask, "limited", key, priority)
             until(lambda: books(proxy)["waiting"] == 1)
-            free = threads.submit(ask, "free", KEY, 10)
-            until(lambda: len(chats()) == before + held + 1)
-            assert books(proxy)["waiting"] == 1
-        assert [limited.result(), free.result()] == [200, 200]
+            later = threads.submit(ask, "free", KEY, free)
+            until(lambda: books(proxy)["waiting"] == 2)
+        assert [limited.result(), later.result()] == [200, 200]
 
-    assert [one[0]["content"] for one in chats()[before + held :]] == ["free", "limited"]
+    assert [one[0]["content"] for one in chats()[before + 2 :]] == ["free", "limited"]
 
 
 @pytest.mark.parametrize("node", ["a", "b", "c"])

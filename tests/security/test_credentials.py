@@ -156,6 +156,7 @@ def test_a_nodes_cookies_are_kept_by_nobody(cluster: SimulatedCluster) -> None:
     with hostile(says) as server:
         nodes = [server.node("a"), cluster["b"].node()]
         with make_router(cluster, nodes=nodes) as router:
+            until_seen_up(router)
             with httpx.Client(transport=HydraTransport(router=router)) as client:
                 for node_id in ("a", "b", "a"):
                     for path in ("chat", "pull"):
@@ -175,6 +176,7 @@ def test_a_node_cannot_say_that_it_is_another(cluster: SimulatedCluster) -> None
     said = answer(body, b"X-Hydra-Node-Id: b")
     with hostile({"/api/chat": said}) as server:
         with make_router(cluster, nodes=[server.node("a")]) as router:
+            until_seen_up(router)
             with httpx.Client(transport=HydraTransport(router=router)) as client:
                 told = client.post(
                     "http://hydra/api/chat",
