@@ -27,9 +27,9 @@ GPU_PREFILL_SPEEDUP = 30.0
 CPU_PREFILL_SPEEDUP = 5.0
 SHARING_SLOWDOWN = 0.5
 """What each further stream on the same GPU adds to a token's time (FACTS section 4)."""
-OTHERS_TIME = tuple(math.pow(2.0, (5 - priority) / 2) for priority in range(1, 11))
-"""What others' seconds count beside one's own, by priority 1 to 10: as much at 5, half of that for
-every two steps up."""
+OTHERS_TIME = tuple(math.pow(2.0, (5 - priority) / 4) for priority in range(1, 11))
+"""What others' seconds count beside one's own, by priority 1 to 10: as much at 5, half of that four
+steps up. If they count less, priority 10 pushes out what it needs itself soon after."""
 COPY_ELSEWHERE_SHARE = 0.2
 """What of an eviction's price is left where another warm copy can take over."""
 QUEUE_DURING_RELOAD = 3.0

@@ -397,7 +397,7 @@ def test_a_high_priority_minds_others_less_and_a_low_one_more() -> None:
 
     usual = prices(5)
     assert usual[0] == evicting(demand=demand)
-    for priority, factor in ((1, 4.0), (3, 2.0), (7, 0.5), (9, 0.25)):
+    for priority, factor in ((1, 2.0), (3, math.sqrt(2)), (7, math.sqrt(0.5)), (9, 0.5)):
         assert prices(priority) == pytest.approx((usual[0] * factor, usual[1] * factor))
 
 
