@@ -769,6 +769,17 @@ class Usage:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
 
+    @property
+    def slot_seconds(self) -> float | None:
+        """Waiting for a slot, which only the total has in it (BEHAVIOUR section 3).
+
+        None where that is not told, as of texts that are embedded.
+        """
+        if self.total_seconds is None or self.decode_seconds is None:
+            return None
+        known = (self.load_seconds or 0.0) + (self.prefill_seconds or 0.0) + self.decode_seconds
+        return self.total_seconds - known
+
 
 def faded(penalty_seconds: float, age_seconds: float) -> float:
     """A penalty after some time: it halves every ten seconds."""

@@ -539,20 +539,8 @@ def discover(
 @app.command()
 def simulate(
     *,
-    trace: Annotated[
-        str,
-        typer.Option(
-            "--trace",
-            metavar="TRACE",
-            help="poisson:rate=0.5,requests=200, a trace by name, or a CSV file.",
-        ),
-    ] = "poisson",
-    cluster: Annotated[
-        str,
-        typer.Option(
-            "--cluster", metavar="CLUSTER", help="demo, GPUs' sizes as 24+12+8, or a TOML file."
-        ),
-    ] = "demo",
+    trace: options.Trace = "poisson",
+    cluster: options.Machines = "demo",
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -574,30 +562,9 @@ def simulate(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, max=1000, metavar="N", help="How many runs of each.")
     ] = 10,
-    first_seed: Annotated[
-        int, typer.Option("--first-seed", min=0, metavar="N", help="The first of the seeds.")
-    ] = 0,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate",
-            min=0.0001,
-            max=1000.0,
-            metavar="R",
-            help="Requests in a second; a trace's time is stretched to it.",
-            show_default=False,
-        ),
-    ] = None,
-    requests: Annotated[
-        int | None,
-        typer.Option(
-            "--requests",
-            min=1,
-            metavar="N",
-            help="How many; of a trace the first ones.",
-            show_default=False,
-        ),
-    ] = None,
+    first_seed: options.FirstSeed = 0,
+    rate: options.Rate = None,
+    requests: options.Requests = None,
     zipf: Annotated[
         float | None,
         typer.Option(
@@ -690,47 +657,14 @@ def calibration(
             show_default=False,
         ),
     ] = None,
-    trace: Annotated[
-        str,
-        typer.Option(
-            "--trace",
-            metavar="TRACE",
-            help="poisson:rate=0.5,requests=200, a trace by name, or a CSV file.",
-        ),
-    ] = "poisson",
-    cluster: Annotated[
-        str,
-        typer.Option(
-            "--cluster", metavar="CLUSTER", help="demo, GPUs' sizes as 24+12+8, or a TOML file."
-        ),
-    ] = "demo",
+    trace: options.Trace = "poisson",
+    cluster: options.Machines = "demo",
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, max=1000, metavar="N", help="How many runs.")
     ] = 3,
-    first_seed: Annotated[
-        int, typer.Option("--first-seed", min=0, metavar="N", help="The first of the seeds.")
-    ] = 0,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate",
-            min=0.0001,
-            max=1000.0,
-            metavar="R",
-            help="Requests in a second; a trace's time is stretched to it.",
-            show_default=False,
-        ),
-    ] = None,
-    requests: Annotated[
-        int | None,
-        typer.Option(
-            "--requests",
-            min=1,
-            metavar="N",
-            help="How many; of a trace the first ones.",
-            show_default=False,
-        ),
-    ] = None,
+    first_seed: options.FirstSeed = 0,
+    rate: options.Rate = None,
+    requests: options.Requests = None,
     knowing: Annotated[
         bool, typer.Option("--knowing", help="Tell the router how long each answer will be.")
     ] = False,

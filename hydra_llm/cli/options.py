@@ -1,4 +1,4 @@
-"""Options that several commands have: nodes, routing words, JSON, debugging."""
+"""Options that several commands have: nodes, routing words, replayed loads, JSON, debugging."""
 
 from __future__ import annotations
 
@@ -136,6 +136,46 @@ NumCtx = Annotated[
         min=1,
         metavar="TOKENS",
         help="Context to ask for; not named, a loaded model keeps its own.",
+    ),
+]
+
+# Of a load that is replayed.
+Trace = Annotated[
+    str,
+    typer.Option(
+        "--trace",
+        metavar="TRACE",
+        help="poisson:rate=0.5,requests=200, a trace by name, or a CSV file.",
+    ),
+]
+Machines = Annotated[
+    str,
+    typer.Option(
+        "--cluster", metavar="CLUSTER", help="demo, GPUs' sizes as 24+12+8, or a TOML file."
+    ),
+]
+FirstSeed = Annotated[
+    int, typer.Option("--first-seed", min=0, metavar="N", help="The first of the seeds.")
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        min=0.0001,
+        max=1000.0,
+        metavar="R",
+        help="Requests in a second; a trace's time is stretched to it.",
+        show_default=False,
+    ),
+]
+Requests = Annotated[
+    int | None,
+    typer.Option(
+        "--requests",
+        min=1,
+        metavar="N",
+        help="How many; of a trace the first ones.",
+        show_default=False,
     ),
 ]
 

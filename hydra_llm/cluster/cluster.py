@@ -81,6 +81,7 @@ HERE = "here"
 """Who has cordoned a node: this router."""
 
 ANY_MODEL = ""
+"""In place of a model: who waits for a turn on the node keeps it from all that are not urgent."""
 
 SWAP_PATIENCE = 4.0
 """A model in use or waited for is pushed out for one that has waited so many loads longer."""
@@ -417,7 +418,7 @@ class Cluster:
         if not placement.has_room or not self._arrivals.are_mixed(request.model, now):
             return placement.has_room
         record = self._records[placement.node_id]
-        slots = record.node.slots or record.learner.slots_of(request.model)
+        slots = record.slots_of(request.model)
         # Only who is handed more than slots are known for can show that there are more.
         return slots is None or record.requests_for(request.model) < slots
 

@@ -258,11 +258,11 @@ class NodeLearner:
 
     @staticmethod
     def _learn_slots(learner: ModelLearner, usage: Usage, peers: int) -> None:
-        """``total - load - prefill - decode`` is the wait for a slot (BEHAVIOUR section 3)."""
-        if usage.total_seconds is None or usage.decode_seconds is None or not peers:
+        waited = usage.slot_seconds
+        if waited is None or usage.total_seconds is None or usage.decode_seconds is None:
             return
-        known = (usage.load_seconds or 0.0) + (usage.prefill_seconds or 0.0) + usage.decode_seconds
-        waited = usage.total_seconds - known
+        if not peers:
+            return
         if waited <= max(NO_WAIT_SECONDS, 0.02 * usage.total_seconds):
             if usage.decode_seconds + (usage.prefill_seconds or 0.0) >= TELLING_SECONDS:
                 learner.slots = max(learner.slots or 1, peers + 1)

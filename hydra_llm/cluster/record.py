@@ -270,6 +270,10 @@ class NodeRecord:
         )
         self.loaded_changed_at = now
 
+    def slots_of(self, model: str) -> int | None:
+        """As configured, else as its runner has shown; None where nothing tells."""
+        return self.node.slots or self.learner.slots_of(model)
+
     def fill_slots(self, model: str, now: float) -> None:
         """As its runner does: those that came first get the slots, once the model is there."""
         mine = [lease for lease in self.leases.values() if lease.request.model == model]
@@ -278,7 +282,7 @@ class NodeRecord:
             return
         here = [running for running in self.running if running.model == model]
         served = sum(running.serving_since is not None for running in here)
-        slots = self.node.slots or self.learner.slots_of(model) or 1
+        slots = self.slots_of(model) or 1
         for lease in waiting[: max(0, slots - served)]:
             lease.running = replace(lease.running, serving_since=now)
 
@@ -316,7 +320,7 @@ class NodeRecord:
         Who asks for the same model waits behind it where the runner has one slot.
         """
         if lease.company == "of its model":
-            return (self.node.slots or self.learner.slots_of(lease.request.model)) == 1
+            return self.slots_of(lease.request.model) == 1
         return lease.company == "none"
 
     def samples(self) -> list[Sample]:

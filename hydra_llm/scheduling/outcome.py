@@ -151,7 +151,7 @@ def outcome_of(choice: Choice, ended: Ended) -> Outcome:
 def _happened(since: float, ended: Ended, *, joins_load: bool) -> dict[str, float]:
     usage = ended.usage or Usage()
     in_line = max(0.0, ended.sent_at - since)
-    in_ollama = _waited_for_slot(usage)
+    in_ollama = None if usage.slot_seconds is None else max(0.0, usage.slot_seconds)
     load = usage.load_seconds
     if joins_load and load is not None and in_ollama is not None:
         # Ollama counts the rest of a load that was under way as this request's own.
@@ -168,12 +168,3 @@ def _happened(since: float, ended: Ended, *, joins_load: bool) -> dict[str, floa
         "output_tokens": usage.output_tokens,
     }
     return {name: float(value) for name, value in known.items() if value is not None}
-
-
-def _waited_for_slot(usage: Usage) -> float | None:
-    """Seconds in Ollama for a slot, which are only in its total (BEHAVIOUR section 3)."""
-    # Of texts that are embedded only the total and the load are told.
-    if usage.total_seconds is None or usage.decode_seconds is None:
-        return None
-    known = (usage.load_seconds or 0.0) + (usage.prefill_seconds or 0.0) + usage.decode_seconds
-    return max(0.0, usage.total_seconds - known)
