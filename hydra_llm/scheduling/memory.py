@@ -10,9 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from hydra_llm.types import GB, NO_OPTIONS
-from hydra_llm.vram.accounting import numbers_of
-from hydra_llm.vram.quick import Expected, expected
+from hydra_llm.types import NO_OPTIONS
+from hydra_llm.vram.loading import (
+    DEFAULT_KEEP_ALIVE_SECONDS,
+    LEAST_CONTEXT,
+    MODELS_PER_GPU,
+    context_by_memory,
+    loading_rule,
+)
+from hydra_llm.vram.quick import RATIOS_WITHOUT_SETTINGS, Expected, expected
 
 if TYPE_CHECKING:
     from hydra_llm.scheduling.moment import Moment
@@ -23,20 +29,7 @@ if TYPE_CHECKING:
         NodeSnapshot,
         RunnerOptions,
     )
-
-GIB = 1 << 30
-
-FIRST_MODEL_MARGIN_BYTES = GIB
-"""What llama.cpp's ``--fit`` leaves free per device (Ollama >= 0.30)."""
-
-FURTHER_MODEL_SHARE = 0.8
-"""Ollama >= 0.30 loads a further model only into 80 % of what is free."""
-
-MODELS_PER_GPU = 3
-"""``OLLAMA_MAX_LOADED_MODELS`` by default, per GPU."""
-
-DEFAULT_KEEP_ALIVE_SECONDS = 300.0
-"""``OLLAMA_KEEP_ALIVE`` by default, for models of which nothing has shown it."""
+    from hydra_llm.vram.need import MemoryNeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,36 +85,12 @@ def runner_serves(
     return True
 
 
-def default_context(total_vram_bytes: int | None, version: str | None = None) -> int:
-    """
-    ``num_ctx`` that Ollama takes by itself: by total VRAM since 0.15.5 (BEHAVIOUR section 6).
-
-    Args:
-        total_vram_bytes: of all GPUs; None: unknown, and little is taken.
-        version: of Ollama; the newest if None.
-    """
-    numbers = numbers_of(version)
-    if numbers is not None and numbers < (0, 15, 5):
-        return 4096 if numbers >= (0, 6, 7) else 2048
-    if total_vram_bytes is None or total_vram_bytes < 23 * GIB:
-        return 4096
-    return 32_768 if total_vram_bytes < 47 * GIB else 262_144
-
-
-def _total_as_ollama_sees_it(node: NodeSnapshot) -> int | None:
-    """A card sold as 24 GB has 24 GiB: who configures 24 means that card."""
-    total = node.total_vram_bytes
-    if total is None or not (node.vram_source or "").startswith("config"):
-        return total
-    return total * GIB // GB
-
-
 def context_of_a_load(node: NodeSnapshot, model: InstalledModel, num_ctx: int | None) -> int:
     """Tokens of context that a runner loaded now would have."""
     context = (
         num_ctx
         or node.default_context
-        or default_context(_total_as_ollama_sees_it(node), node.version)
+        or context_by_memory(node.total_vram_bytes, node.vram_source, node.version)
     )
     return min(context, model.context_length) if model.context_length else context
 
@@ -147,7 +116,6 @@ def needs_of(request: InferenceRequest, node: NodeSnapshot, moment: Moment, gpus
     seen loaded there.
     """
     model = node.installed[request.model]
-    ratio = node.need_ratios.get(request.model, 1.0)
     # The same for all nodes with this file, tier and settings: worked out once a choice.
     key = (
         model.shape or model.size_bytes,
@@ -157,26 +125,58 @@ def needs_of(request: InferenceRequest, node: NodeSnapshot, moment: Moment, gpus
         node.node.kv_cache_type,
         node.version,
         node.default_context,
-        ratio,
+        node.need_ratios.get(request.model),
+        node.cache_ratio,
         gpus,
     )
     needs = moment.needs.get(key)
     if needs is None:
-        options = request.options
-        found = expected(
-            model.shape,
-            model.size_bytes,
-            context_of_a_load(node, model, options.num_ctx),
-            slots=node.node.slots,
-            kv_type=node.node.kv_cache_type,
-            gpus=0 if node.total_vram_bytes == 0 else gpus,
-            ollama_version=node.version,
-            num_batch=options.num_batch,
-        )
-        need = found.need
-        total = need.total_bytes + round(need.reported_bytes * (ratio - 1.0))
-        needs = moment.needs[key] = Needs(total, need.forecast_bytes, found, ratio)
+        context = context_of_a_load(node, model, request.options.num_ctx)
+        needs = _needs(request, node, context, gpus)
+        total = node.total_vram_bytes
+        if total and needs.bytes > total and _may_have_less_context(request, node):
+            # Where Ollama's own choice leaves no room, somebody mostly has chosen another.
+            needs = _needs(request, node, LEAST_CONTEXT, gpus)
+        moment.needs[key] = needs
     return needs
+
+
+def _may_have_less_context(request: InferenceRequest, node: NodeSnapshot) -> bool:
+    """Whether the context is Ollama's own choice, which somebody may have made otherwise."""
+    if request.options.num_ctx is not None or node.default_context is not None:
+        return False
+    return context_of_a_load(node, node.installed[request.model], None) > LEAST_CONTEXT
+
+
+def _needs(request: InferenceRequest, node: NodeSnapshot, context: int, gpus: int) -> Needs:
+    model = node.installed[request.model]
+    found = expected(
+        model.shape,
+        model.size_bytes,
+        context,
+        slots=node.node.slots,
+        kv_type=node.node.kv_cache_type,
+        gpus=gpus if node.has_gpu else 0,
+        ollama_version=node.version,
+        num_batch=request.options.num_batch,
+    )
+    need = found.need
+    ratio = _ratio(request.model, node, need)
+    more = round(need.reported_bytes * (ratio - 1.0))
+    forecast = need.forecast_bytes + (0 if node.node.slots else more)
+    return Needs(need.total_bytes + more, forecast, found, ratio)
+
+
+def _ratio(model: str, node: NodeSnapshot, need: MemoryNeed) -> float:
+    """What it took when it was seen there; else by what the caches of others took."""
+    seen = node.need_ratios.get(model)
+    if seen is not None:
+        return seen
+    if node.cache_ratio is None or not need.reported_bytes:
+        return 1.0
+    more = (node.cache_ratio - 1.0) * need.kv_bytes() / need.reported_bytes
+    least, most = RATIOS_WITHOUT_SETTINGS
+    return min(max(1.0 + more, least), most)
 
 
 class Needs(NamedTuple):
@@ -200,7 +200,7 @@ def fit_of(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> Fit
     if node.running:
         for other in node.running:
             if other.loading and other.model == model and _same_runner(request, other.options):
-                return LOADING
+                return Fit("loading", cpu_share=other.cpu_share) if other.cpu_share else LOADING
     runner = node.loaded.get(model)
     if runner is not None and (not node.running or model not in node.leaving):
         installed = node.installed.get(model)
@@ -218,7 +218,7 @@ def _fit_of_a_load(
     request: InferenceRequest, node: NodeSnapshot, moment: Moment, runner: LoadedModel | None
 ) -> Fit:
     needs = needs_of(request, node, moment)
-    free = node.free_vram_bytes
+    free = node.room_bytes
     # Its own old runner goes first, or the one just being loaded with other options: a
     # reload gives back what that one held. What is leaving anyway counts as free already.
     old = [r.reserved_bytes for r in node.running if r.loading and r.model == request.model]
@@ -231,16 +231,19 @@ def _fit_of_a_load(
     line = _line_of_victims(request, node)
     limit = node.node.max_loaded_models or MODELS_PER_GPU * len(rooms)
     # Without a GPU Ollama >= 0.30 asks for no memory, only counts models.
-    has_gpu = node.total_vram_bytes != 0
-    is_modern = needs.expected.need.era == "llama_server"
-    share = FURTHER_MODEL_SHARE if is_modern else 1.0
-    while line and (len(line) >= limit or (has_gpu and needs.forecast_bytes > share * sum(rooms))):
+    has_gpu = node.has_gpu
+    rule = loading_rule(node.version)
+    while line and (
+        len(line) >= limit or (has_gpu and needs.forecast_bytes > rule.share * sum(rooms))
+    ):
         name, size = line.pop(0)
         victims.append(name)
         _give_back(rooms, size)
     if not has_gpu:
-        return _shared_with_cpu(node, needs, 0, victims)
-    margin = FIRST_MODEL_MARGIN_BYTES if is_modern and not line else 0
+        return _shared_with_cpu(
+            node, needs, 0, victims, may_differ=_may_have_less_context(request, node)
+        )
+    margin = 0 if line else rule.margin_bytes
     if len(rooms) > 1 and needs.bytes > max(rooms) - margin:
         needs = needs_of(request, node, moment, len(rooms))
     room = sum(max(0, one - margin) for one in rooms)
@@ -248,19 +251,31 @@ def _fit_of_a_load(
         return Fit(
             "evicts" if victims else "fits", needs.bytes, tuple(victims), gpu_bytes=needs.bytes
         )
-    return _shared_with_cpu(node, needs, room, victims)
+    return _shared_with_cpu(
+        node, needs, room, victims, may_differ=_may_have_less_context(request, node)
+    )
 
 
 def _shared_with_cpu(
-    node: NodeSnapshot, needs: Needs, room_bytes: int, victims: Sequence[str]
+    node: NodeSnapshot,
+    needs: Needs,
+    room_bytes: int,
+    victims: Sequence[str],
+    *,
+    may_differ: bool,
 ) -> Fit:
-    """What the GPUs have no room for goes into system memory."""
+    """
+    What the GPUs have no room for goes into system memory.
+
+    Args:
+        may_differ: it may need less: nobody is turned away for what is only guessed.
+    """
     on_gpus = needs.on_gpus(room_bytes) if room_bytes else 0
     cpu_share = 1.0 - on_gpus / needs.bytes if needs.bytes else 0.0
     # The least that has to be there, as nothing else is.
     too_big = node.ram_bytes is not None and needs.bytes - on_gpus > node.ram_bytes
     return Fit(
-        "cannot" if too_big else "offloads",
+        "cannot" if too_big and not may_differ else "offloads",
         needs.bytes,
         tuple(victims),
         cpu_share=cpu_share,

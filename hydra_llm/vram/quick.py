@@ -11,7 +11,13 @@ from hydra_llm.vram.estimator import estimate
 from hydra_llm.vram.need import MemoryNeed
 from hydra_llm.vram.shape import ModelShape
 
-__all__ = ["Expected", "expected"]
+__all__ = ["RATIOS_WITHOUT_SETTINGS", "RATIOS_WITH_SETTINGS", "Expected", "expected"]
+
+RATIOS_WITH_SETTINGS = (0.8, 1.3)
+"""How far what was seen of a model may correct what was expected."""
+RATIOS_WITHOUT_SETTINGS = (0.5, 4.0)
+"""The same on a node of which ``slots`` or ``kv_cache_type`` is not told: with four slots a long
+context takes nearly four times the memory."""
 
 
 class Expected(NamedTuple):

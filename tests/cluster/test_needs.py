@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hydra_llm.cluster import Cluster
 from hydra_llm.scheduling import Moment
 from hydra_llm.scheduling.memory import memory_need_bytes
 from hydra_llm.types import InstalledModel, NodeSnapshot, RunnerOptions
@@ -145,3 +146,65 @@ def test_another_version_may_take_another() -> None:
     cluster.observe(seen("a", at=2.0, version="0.33.0"))
 
     assert snapshot_of(cluster).default_context is None
+
+
+def two_nodes(first: dict[str, Any], second: dict[str, Any]) -> Cluster:
+    """The first has loaded a model by itself, with 8192 tokens."""
+    nodes = [node("a"), node("b")]
+    cluster = ledger(seen("a", **first), seen("b", **second), nodes=nodes)
+    lease = granted(cluster, request(node_id="a"))
+    cluster.first_byte(lease)
+    runner = {LLAMA: replace(loaded(LLAMA)[LLAMA], context_length=8192)}
+    cluster.observe(seen("a", at=1.0, loaded=runner, **first))
+    return cluster
+
+
+def test_what_one_node_was_told_others_were_told_too_mostly() -> None:
+    cluster = two_nodes({}, {})
+
+    assert snapshot_of(cluster, "b").default_context == 8192
+    later = replace(loaded(LLAMA)[LLAMA], context_length=16_384)
+    cluster.first_byte(granted(cluster, request(node_id="b")))
+    cluster.observe(seen("b", at=2.0, loaded={LLAMA: later}))
+    assert snapshot_of(cluster, "b").default_context == 16_384, "until it shows its own"
+    assert snapshot_of(cluster, "a").default_context == 8192
+
+
+@pytest.mark.parametrize(
+    "first", [{"total_gb": None, "free_vram_bytes": None}, {"total_gb": 30.0, "version": "0.24.0"}]
+)
+def test_what_may_be_ollamas_own_choice_says_nothing_of_other_nodes(first: dict[str, Any]) -> None:
+    """By the memory of a node that nobody tells of; 0.24 takes 32,768 of 30 GB."""
+    cluster = two_nodes(first, {})
+    if first["total_gb"]:
+        runner = {LLAMA: replace(loaded(LLAMA)[LLAMA], context_length=32_768)}
+        model = {LLAMA: replace(MODEL, context_length=131_072)}
+        cluster = ledger(seen("a", installed=model, **first), seen("b"))
+        cluster.first_byte(granted(cluster, request(node_id="a")))
+        cluster.observe(seen("a", at=1.0, installed=model, loaded=runner, **first))
+        assert snapshot_of(cluster, "a").default_context == 32_768
+
+    assert snapshot_of(cluster, "b").default_context is None
+
+
+def test_a_models_size_tells_what_caches_take_there() -> None:
+    slots = {count: expected(4096, num_parallel=count) for count in (1, 4)}
+
+    assert after(slots[1]).cache_ratio == pytest.approx(1.0)
+    # The compute buffer of four slots is a little larger, too.
+    assert after(slots[4]).cache_ratio == pytest.approx(4.0, abs=0.3)
+    assert after(slots[4], slots=4).cache_ratio is None, "who tells the slots needs no guess"
+
+
+def test_another_file_of_that_name_tells_nothing_of_caches_either() -> None:
+    cluster = ledger(nodes=[node("a", slots=None)])
+    size = expected(4096, num_parallel=4)
+    runner = loaded(LLAMA, size_bytes=size, size_vram_bytes=size)
+    cluster.observe(seen("a", installed={LLAMA: MODEL}, loaded=runner))
+    assert snapshot_of(cluster).cache_ratio is not None
+
+    cluster.observe(
+        seen("a", at=1.0, installed={LLAMA: replace(MODEL, digest="another")}, loaded={})
+    )
+
+    assert snapshot_of(cluster).cache_ratio is None

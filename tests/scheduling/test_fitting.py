@@ -10,8 +10,9 @@ import pytest
 from hydra_llm.resources import ModelFits
 from hydra_llm.scheduling import Moment
 from hydra_llm.scheduling.fitting import fits_of
-from hydra_llm.scheduling.memory import FIRST_MODEL_MARGIN_BYTES, fit_of
+from hydra_llm.scheduling.memory import fit_of
 from hydra_llm.types import GB, NodeSnapshot, RunnerOptions
+from hydra_llm.vram.loading import FIRST_MODEL_MARGIN_BYTES
 from tests.helpers import BIG, LLAMA, installed, request, snapshot
 
 

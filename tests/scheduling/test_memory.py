@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from hydra_llm.exceptions import NoEligibleNodeError
 from hydra_llm.scheduling import Fit, Moment, Scheduler
 from hydra_llm.scheduling.memory import (
-    FIRST_MODEL_MARGIN_BYTES,
-    default_context,
     fit_of,
     memory_need_bytes,
     needs_of,
@@ -30,6 +28,7 @@ from hydra_llm.types import (
     RunnerOptions,
 )
 from hydra_llm.vram import estimate
+from hydra_llm.vram.loading import FIRST_MODEL_MARGIN_BYTES, default_context
 from tests.helpers import BIG, LLAMA, installed, loaded, request, running, snapshot
 
 MODEL = "model:10gb"
@@ -103,7 +102,18 @@ def test_what_was_seen_of_it_there_corrects_what_was_expected() -> None:
 
     reported = plain.expected.need.reported_bytes
     assert seen.bytes - plain.bytes == pytest.approx(0.25 * reported, abs=1)
-    assert seen.forecast_bytes == plain.forecast_bytes  # Ollama does not learn
+
+
+def test_ollama_itself_expects_more_where_what_it_took_may_be_due_to_its_settings() -> None:
+    """It knows its slots, and does not learn: where we are told them, nothing is corrected."""
+    ratios = {LLAMA: 1.25}
+    plain = needs_of(request(), snapshot(), Moment())
+    untold = needs_of(request(), snapshot(need_ratios=ratios), Moment())
+    told = needs_of(request(), snapshot(need_ratios=ratios, slots=1), Moment())
+
+    assert untold.forecast_bytes - plain.forecast_bytes == untold.bytes - plain.bytes
+    assert told.forecast_bytes == plain.forecast_bytes
+    assert told.bytes == untold.bytes
 
 
 @pytest.mark.parametrize(
@@ -214,7 +224,7 @@ def test_a_further_model_may_be_expected_to_take_80_percent_of_what_is_free() ->
 def test_a_further_model_that_takes_more_than_ollama_expects_ends_partly_on_the_cpu() -> None:
     """Ollama lets it in beside the other one, and it then does not find the room."""
     node = with_memory(
-        FORECAST_GB / 0.8 + 0.01, loaded=runners(other=4.0), need_ratios={MODEL: 1.5}
+        FORECAST_GB / 0.8 + 0.01, loaded=runners(other=4.0), need_ratios={MODEL: 1.5}, slots=1
     )
 
     found = fit(node)
@@ -439,6 +449,48 @@ def test_a_node_cannot_only_if_its_system_memory_is_known_to_be_too_small() -> N
     assert fit(with_memory(6.0, host=enough)).verdict == "offloads"
     assert fit(with_memory(6.0, host=little)).verdict == "cannot"
     assert fit(with_memory(None, host=little)).verdict == "unknown"
+
+
+@pytest.mark.parametrize("told", [{"default_context": 262_144}, {}])
+def test_nobody_is_turned_away_for_a_context_that_is_only_guessed(told: dict[str, Any]) -> None:
+    """As with eight slots on 48 GB, where Ollama's own choice takes more than there is."""
+    node = snapshot(total_vram_gb=80.0, free_vram_gb=1.5, slots=64, **told)
+    node = replace(node, host=HostMemory(total_bytes=1 * GB))
+
+    assert fit_of(request(), node, Moment()).verdict == ("cannot" if told else "offloads")
+
+
+def test_a_context_that_leaves_no_room_was_mostly_made_smaller() -> None:
+    def need(**about: Any) -> float:
+        node = snapshot(**{"total_vram_gb": 50.0, "free_vram_gb": 50.0, **about})
+        return needs_of(request(), node, Moment()).bytes / GB
+
+    usual = need()
+    assert 2 < usual < 5, "32,768 tokens, which it was trained with"
+    assert need(slots=8) > 5 * usual - 10, "still goes in"
+    least = need(slots=64)
+    assert least < 64 * usual / 2
+    assert least == need(slots=64, default_context=4096)
+    assert need(slots=64, default_context=32_768) > 50, "but what was seen is so"
+
+
+def test_what_caches_took_of_others_tells_of_a_model_that_was_not_seen() -> None:
+    one = needs_of(request(), snapshot(slots=None), Moment())
+    cache = one.expected.need.kv_bytes()
+
+    four = needs_of(request(), snapshot(cache_ratio=4.0), Moment())
+    assert four.bytes - one.bytes == pytest.approx(3 * cache, abs=2)
+    assert four.forecast_bytes - one.forecast_bytes == four.bytes - one.bytes
+    seen = snapshot(cache_ratio=4.0, need_ratios={LLAMA: 1.0})
+    assert needs_of(request(), seen, Moment()).bytes == one.bytes, "it was seen itself"
+    much = needs_of(request(), snapshot(cache_ratio=1000.0), Moment())
+    assert much.bytes <= 4 * one.bytes
+
+
+def test_a_model_that_is_being_loaded_in_part_is_not_taken_to_be_fast() -> None:
+    coming = running(MODEL, loading=True, cpu_share=0.4)
+
+    assert fit(with_memory(6.0, running=(coming,))) == Fit("loading", cpu_share=0.4)
 
 
 def test_a_node_that_cannot_is_rejected_with_the_figures() -> None:
