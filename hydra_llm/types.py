@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from hydra_llm.exceptions import ConfigurationError
+from hydra_llm.vram.cards import usual_bandwidth
 from hydra_llm.vram.layers import KV_BYTES
 from hydra_llm.vram.shape import ModelShape
 
@@ -526,6 +527,8 @@ class RunningRequest:
     """Predicted load that it causes; 0 when the model was loaded."""
     reserved_bytes: int = 0
     """GPU memory that its load will take and no source shows yet."""
+    cpu_share: float = 0.0
+    """The part of the model that its load is expected to put into system memory."""
     evicts: frozenset[str] = frozenset()
     """Models that Ollama is expected to unload for it."""
     loading: bool = False
@@ -648,6 +651,12 @@ class NodeSnapshot:
     """Of models seen loaded here: what they took, as a part of what was expected."""
     default_context: int | None = None
     """``num_ctx`` that the node was seen to take by itself."""
+    cache_ratio: float | None = None
+    """What key/value caches were seen to take, as a part of what one slot in 16 bits takes, where
+    nobody has told the slots: by it, models are judged that were not seen loaded there."""
+    learned_room_bytes: int | None = None
+    """What models may take of its GPUs together, by what Ollama did with them: a guess between
+    bounds, used where no source tells; None where nothing was loaded yet."""
 
     @property
     def id(self) -> str:
@@ -695,6 +704,14 @@ class NodeSnapshot:
         return max(0, free - self.reserved_bytes + going)
 
     @cached_property
+    def room_bytes(self) -> int | None:
+        """As :attr:`free_vram_bytes`; where that is unknown, what was learned of the node."""
+        if self.measured_free_vram_bytes is not None or self.learned_room_bytes is None:
+            return self.free_vram_bytes
+        staying = sum(m.size_vram_bytes for m in self.loaded.values() if m.name not in self.leaving)
+        return max(0, self.learned_room_bytes - staying - self.reserved_bytes)
+
+    @cached_property
     def leaving(self) -> frozenset[str]:
         """Models that a pending load is about to push out: they take no new work."""
         return frozenset().union(*(r.evicts for r in self.running if r.loading))
@@ -712,6 +729,20 @@ class NodeSnapshot:
     def arriving(self) -> frozenset[str]:
         """Models with a pending load here."""
         return frozenset(r.model for r in self.running if r.loading)
+
+    @cached_property
+    def has_gpu(self) -> bool:
+        """Whether it has one, as far as is known."""
+        total = self.total_vram_bytes
+        return (self.learned_room_bytes if total is None else total) != 0
+
+    @cached_property
+    def usual_bytes_per_second(self) -> float | None:
+        """Memory bandwidth that its largest GPU has, most likely; None: there is no telling."""
+        if not self.total_vram_bytes or any(one.kind != "discrete" for one in self.devices):
+            return None
+        sizes = [one.total_bytes for one in self.devices if one.total_bytes]
+        return usual_bandwidth(max(sizes, default=self.total_vram_bytes))
 
     @cached_property
     def ram_bytes(self) -> int | None:
@@ -746,6 +777,8 @@ class Placement:
     """GPU memory that the load will take."""
     size_bytes: int = 0
     """What the runner will take in all, system memory included."""
+    cpu_share: float = 0.0
+    """The part of that in system memory."""
     evicts: frozenset[str] = frozenset()
     options: RunnerOptions = NO_OPTIONS
     context_length: int | None = None

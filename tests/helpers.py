@@ -99,7 +99,7 @@ def snapshot(
     slots: int | None = None,
     **state: Any,
 ) -> NodeSnapshot:
-    """A healthy 24 GB node with 20 GB free, unless the test says otherwise."""
+    """A healthy 24 GB node with 20 GB free and 300 GB/s, unless the test says otherwise."""
     node = Node(f"http://{node_id}:11434", id=node_id, local=local, labels=labels, slots=slots)
     return NodeSnapshot(
         node=node,
@@ -109,6 +109,7 @@ def snapshot(
             "loaded": loaded(*warm),
             "total_vram_bytes": None if total_vram_gb is None else int(total_vram_gb * GB),
             "measured_free_vram_bytes": None if free_vram_gb is None else int(free_vram_gb * GB),
+            "bytes_per_second": 300e9,
             **state,
         },
     )

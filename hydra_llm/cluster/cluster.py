@@ -537,6 +537,7 @@ class Cluster:
         lease.state = "released" if state == "released" else "expired"
         record = self._records[lease.node_id]
         del record.leases[lease.id]
+        record.room.used(lease.request.model, now)
         _fill_slots(record, lease.request.model, now)
         self.moves += 1
         if self._others is not None:
@@ -712,6 +713,7 @@ class Cluster:
             before = record.health
             warm_before = set(record.loaded)
             record.observe(seen)
+            self._share_context(record)
             if before != record.health:
                 self._health_changed(record, before, now)
             for name in record.loaded.keys() - warm_before:
@@ -723,6 +725,16 @@ class Cluster:
                 record.load_stuck_at = None
             self._publish(record)
             self._count_warm_nodes()
+
+    def _share_context(self, record: NodeRecord) -> None:
+        """Where one was told a context (``OLLAMA_CONTEXT_LENGTH``), others were, too, mostly."""
+        found = record.told_context
+        if found is None:
+            return
+        for other in self._records.values():
+            if other.default_context is None and other.assumed_context != found:
+                other.assumed_context = found
+                self._publish(other)
 
     def _set_health(self, record: NodeRecord, health: str, reason: str, now: float) -> None:
         before = record.health

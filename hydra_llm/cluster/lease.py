@@ -82,6 +82,7 @@ class Lease:
             priority=request.priority,
             load_seconds=placement.load_seconds if placement.causes_load else 0.0,
             reserved_bytes=placement.reserved_bytes,
+            cpu_share=placement.cpu_share,
             evicts=placement.evicts,
             loading=placement.causes_load,
             options=placement.options,

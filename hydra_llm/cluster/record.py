@@ -13,6 +13,7 @@ from hydra_llm.cluster.learning import KINDS, NO_MODEL, Kind, NodeLearner
 from hydra_llm.cluster.lease import Lease
 from hydra_llm.cluster.rates import Rate, Sample, Seed
 from hydra_llm.cluster.rates_file import NEED
+from hydra_llm.cluster.room import LearnedRoom
 from hydra_llm.cluster.vram import FreeVram
 from hydra_llm.cluster.vram import Sample as VramSample
 from hydra_llm.types import (
@@ -27,16 +28,12 @@ from hydra_llm.types import (
     RunningRequest,
     faded,
 )
-from hydra_llm.vram.quick import expected
+from hydra_llm.vram.loading import LEAST_CONTEXT, MODELS_PER_GPU, context_by_memory, loading_rule
+from hydra_llm.vram.need import MemoryNeed
+from hydra_llm.vram.quick import RATIOS_WITH_SETTINGS, RATIOS_WITHOUT_SETTINGS, expected
 
 if TYPE_CHECKING:
     from hydra_llm.cluster.cluster import Cluster
-
-RATIOS_WITH_SETTINGS = (0.8, 1.3)
-"""How far what was seen of a model may correct what was expected."""
-RATIOS_WITHOUT = (0.5, 4.0)
-"""The same on a node of which ``slots`` or ``kv_cache_type`` is not told: with four slots a long
-context takes nearly four times the memory."""
 
 LOAD_STUCK_RETRY_SECONDS = 60.0
 """After this long a stuck load path is tried again with one load."""
@@ -113,6 +110,11 @@ class NodeRecord:
         self.learner = NodeLearner()
         self.need_ratios: dict[str, float] = {}
         self.default_context: int | None = None
+        self.assumed_context: int | None = None
+        """``num_ctx`` that another node of the cluster was seen to take by itself."""
+        self._cache_ratios: dict[str, float] = {}
+        """By model: what its key/value cache takes, as a part of what was expected of it."""
+        self.room = LearnedRoom()
         self.kept: Mapping[str, Mapping[str, Rate]] = {}
         """What earlier routers have learned of the node, by digest; see :mod:`.rates_file`."""
 
@@ -148,6 +150,7 @@ class NodeRecord:
         self.observed_at = seen.observed_at
         self.health, self.health_reason = seen.health, seen.health_reason
         if seen.health != "up":
+            self.room.is_silent()
             return
         if seen.version != self.version and seen.version is not None:
             # A restart, and perhaps with other settings.
@@ -164,6 +167,16 @@ class NodeRecord:
                 name: self._with_known_options(model) for name, model in seen.loaded.items()
             }
             self._compare_needs()
+        if seen.loaded is not None:
+            for running in self.running:
+                self.room.used(running.model, seen.observed_at)
+            self.room.shows(
+                seen.loaded,
+                seen.observed_at,
+                forecast=self._forecast_of,
+                rule=loading_rule(self.version),
+                most_models=self.node.max_loaded_models or MODELS_PER_GPU,
+            )
         if seen.devices is not None:
             self.devices = seen.devices
         self.host = seen.host or self.host
@@ -189,36 +202,59 @@ class NodeRecord:
                 self.learner.forget(name)
                 self.load_breakers.pop(name, None)
                 self.need_ratios.pop(name, None)
+                self._cache_ratios.pop(name, None)
         fresh = [n for n, m in installed.items() if not _is_same(self.installed.get(n), m)]
         self.installed = installed
         self._take_up(fresh)
 
+    def _forecast_of(self, model: LoadedModel) -> int:
+        """What its Ollama expected a model to take when it loaded that."""
+        if model.name not in self.installed:
+            return model.size_bytes
+        ratio = self.need_ratios.get(model.name, 1.0)
+        return round(self._need_of(model).forecast_bytes * ratio)
+
+    def _need_of(self, model: LoadedModel) -> MemoryNeed:
+        """What was to be expected of a model that is loaded."""
+        installed = self.installed[model.name]
+        return expected(
+            installed.shape,
+            installed.size_bytes,
+            model.context_length or LEAST_CONTEXT,
+            slots=self.node.slots,
+            kv_type=self.node.kv_cache_type,
+            gpus=0 if self.total_vram_bytes == 0 else 1,
+            ollama_version=self.version,
+            num_batch=model.options.num_batch,
+        ).need
+
     def _compare_needs(self) -> None:
         """Learn by how much the models that are loaded differ from what was expected of them."""
-        node = self.node
         ratios = dict(self.need_ratios)
         for name, model in self.loaded.items():
             installed = self.installed.get(name)
             if installed is None or installed.shape is None or not model.context_length:
                 continue
-            need = expected(
-                installed.shape,
-                installed.size_bytes,
-                model.context_length,
-                slots=node.slots,
-                kv_type=node.kv_cache_type,
-                gpus=0 if self.total_vram_bytes == 0 else 1,
-                ollama_version=self.version,
-                num_batch=model.options.num_batch,
-            ).need
-            if model.size_bytes and need.reported_bytes:
-                ratios[name] = self._within_bounds(model.size_bytes / need.reported_bytes)
+            need = self._need_of(model)
+            if not model.size_bytes or not need.reported_bytes:
+                continue
+            ratios[name] = self._within_bounds(model.size_bytes / need.reported_bytes)
+            cache = need.kv_bytes()
+            if cache and self.node.slots is None:
+                more = (model.size_bytes - need.reported_bytes) / cache
+                self._cache_ratios[name] = 1.0 + more
         if ratios != self.need_ratios:
             self.need_ratios = ratios
 
+    @property
+    def _cache_ratio(self) -> float | None:
+        """What caches take here, in the mean of the models that were seen."""
+        found = self._cache_ratios.values()
+        return sum(found) / len(found) if found else None
+
     def _within_bounds(self, ratio: float) -> float:
         told = self.node.slots is not None and self.node.kv_cache_type is not None
-        least, most = RATIOS_WITH_SETTINGS if told else RATIOS_WITHOUT
+        least, most = RATIOS_WITH_SETTINGS if told else RATIOS_WITHOUT_SETTINGS
         return min(max(ratio, least), most)
 
     def _with_known_options(self, model: LoadedModel) -> LoadedModel:
@@ -238,6 +274,15 @@ class NodeRecord:
         most = installed.context_length if installed is not None else None
         if model.context_length and most and model.context_length < most:
             self.default_context = model.context_length
+
+    @property
+    def told_context(self) -> int | None:
+        """The context that it takes by itself, where it is not Ollama's own choice."""
+        found = self.default_context
+        if self.total_vram_bytes is None:  # and so its own choice is not known
+            return None
+        own = context_by_memory(self.total_vram_bytes, self.vram_source, self.version)
+        return None if found == own else found
 
     def assume_loaded(self, lease: Lease, now: float) -> None:
         """A load has just finished for ``lease``: what it changed, until a probe looks."""
@@ -454,7 +499,11 @@ class NodeRecord:
             load_bytes_per_second=self.learner.load_bytes_per_second,
             bytes_per_second=self.learner.bytes_per_second,
             need_ratios=self.need_ratios,
-            default_context=self.default_context,
+            default_context=self.default_context or self.assumed_context,
+            cache_ratio=self._cache_ratio,
+            learned_room_bytes=self.room.likely_bytes(self.learner.bytes_per_second)
+            if self.total_vram_bytes is None
+            else None,
         )
 
 

@@ -395,4 +395,4 @@ def _note(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> str:
         seconds = costs.seconds_per_token(request, node, moment)
         if seconds:
             text += f": about {1 / seconds:.3g} tokens/s"
-    return text
+    return text if node.free_vram_bytes is not None else f"{text}, by its loads so far"

@@ -265,6 +265,7 @@ _LEASE = {
     "priority": 5,
     "load_seconds": 2.0,
     "reserved_bytes": 4_000_000_000,
+    "cpu_share": 0.25,
     "evicts": ["qwen3:8b"],
     "loading": True,
     "options": {"num_ctx": 4096, "use_mmap": True},

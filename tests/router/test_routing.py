@@ -37,6 +37,7 @@ from hydra_llm.testing import (
 )
 from hydra_llm.transport import decision_of
 from hydra_llm.types import GB
+from tests.helpers import BIG, request, snapshot
 from tests.router.conftest import MODEL, make_nodes, make_router
 
 MESSAGES = [{"role": "user", "content": "Tell me about lighthouses."}]
@@ -51,6 +52,15 @@ def test_a_pin_holds_twenty_times_of_twenty(router: Router) -> None:
         answered = [client.chat(MODEL, MESSAGES, node_id="b").node_id for _ in range(20)]
 
     assert answered == ["b"] * 20
+
+
+def test_what_a_load_will_put_into_system_memory_is_booked_with_it(router: Router) -> None:
+    small = snapshot(models=(BIG,), free_vram_gb=8.0)
+
+    place = router._place(request(BIG), (small,), {}, 0.0, 0)
+
+    assert 0.3 < place.cpu_share < 0.7
+    assert place.cpu_share == pytest.approx(1 - place.reserved_bytes / place.size_bytes)
 
 
 def test_the_decision_comes_with_a_whole_answer(router: Router, cluster: SimulatedCluster) -> None:

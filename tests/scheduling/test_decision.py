@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,7 +126,10 @@ def test_notes_say_what_a_node_would_have_to_do() -> None:
     assert note(snapshot(models=(BIG,), free_vram_gb=8.0), request(BIG)).endswith(
         "54% in system memory: about 4.78 tokens/s"
     )
-    assert note(snapshot(free_vram_gb=None), request()) == "not loaded, VRAM unknown"
+    unknown = snapshot(free_vram_gb=None, total_vram_gb=None)
+    assert note(unknown, request()) == "not loaded, VRAM unknown"
+    shown = replace(unknown, learned_room_bytes=8 * GB)
+    assert note(shown, request()) == "not loaded, needs 2.8 GB, by its loads so far"
 
 
 def test_what_fits_nowhere_whole_goes_where_the_offload_hurts_least() -> None:

@@ -32,7 +32,7 @@ from hydra_llm.events import Event, SharingLost
 from hydra_llm.types import Node
 from tests.cluster.ledgers import granted, ledger, node, seen
 from tests.docs.pages import ROOT, table, text_of
-from tests.helpers import LLAMA, request
+from tests.helpers import BIG, LLAMA, request
 
 SHARING = ROOT / "docs" / "sharing.md"
 
@@ -150,6 +150,19 @@ def test_a_message_that_got_no_answer_is_said_again_in_full() -> None:
     assert (again["full"], [put["id"] for put in again["put"]]) == (True, ["r:1", "r:2"])
 
 
+def test_others_are_told_how_much_of_a_load_goes_to_system_memory() -> None:
+    cluster = ledger(seen("a", models=(BIG,), free_gb=8.0))
+    lease = granted(cluster, request(BIG))
+    lease.shared_by = "r"
+    assert 0.3 < lease.running.cpu_share < 0.7
+
+    [put] = json.loads(
+        Exchange("r", [node("a")], lease_seconds=15.0).message(cluster.held(), [], {}, 0.0)
+    )["put"]
+
+    assert json.loads(put["lease"])["cpu_share"] == lease.running.cpu_share
+
+
 def test_a_lease_that_changed_on_the_way_is_told_again() -> None:
     cluster = ledger(seen("a"))
     lease = granted(cluster, request())
@@ -183,6 +196,7 @@ LEASE = {
         ("load_seconds", float("inf")),
         ("priority", float("inf")),
         ("reserved_bytes", -1),
+        ("cpu_share", float("nan")),
         ("reserved_bytes", 10**400),
         ("evicts", 7),
         ("options", {"num_ctx": "4096"}),
@@ -202,6 +216,23 @@ def test_a_lease_that_nobody_could_reckon_with_is_none(key: str, value: Any) -> 
     assert found.leases is not None
     assert [running.model for running in found.leases["a"].values()] == [LLAMA]
     assert found.wishes == {"n": Wish(priority=5, since=0.0)}
+
+
+@pytest.mark.parametrize(
+    ("told", "share"), [({}, 0.0), ({"cpu_share": 0.25}, 0.25), ({"cpu_share": 7}, 1.0)]
+)
+def test_how_much_of_a_load_goes_to_system_memory_is_told(
+    told: dict[str, float], share: float
+) -> None:
+    """An older version does not say so."""
+    talk = Exchange("r", [node("a")], lease_seconds=15.0)
+    lease = [b"x", 0, json.dumps({**LEASE, **told}).encode()]
+
+    found = talk.seen([b"ok", b"7", [], [lease], []], 0.0)
+
+    assert found is not None
+    assert found.leases is not None
+    assert [running.cpu_share for running in found.leases["a"].values()] == [share]
 
 
 @pytest.mark.parametrize("rate", [b"nan 3", b"1e308 3", b"-1e308 3", b"0.1 0", b"x", b""])
