@@ -72,7 +72,7 @@ def seconds_per_token(request: InferenceRequest, node: NodeSnapshot, moment: Mom
     speed = node.speeds.get(request.model)
     if speed is not None and speed.decode_seconds_per_token is not None:
         return speed.decode_seconds_per_token
-    cpu_share = 1.0 if node.total_vram_bytes == 0 else moment.fit(request, node).cpu_share
+    cpu_share = moment.fit(request, node).cpu_share if node.has_gpu else 1.0
     return _seconds_for_bytes(request.model, node, moment, cpu_share)
 
 
@@ -93,17 +93,24 @@ def _pace(model: str, node: NodeSnapshot, moment: Moment) -> tuple[object, float
 
 
 def _prefill_speedup(node: NodeSnapshot) -> float:
-    return CPU_PREFILL_SPEEDUP if node.total_vram_bytes == 0 else GPU_PREFILL_SPEEDUP
+    return GPU_PREFILL_SPEEDUP if node.has_gpu else CPU_PREFILL_SPEEDUP
 
 
 def _seconds_for_bytes(model: str, node: NodeSnapshot, moment: Moment, cpu_share: float) -> float:
     """Reading all of a model once, a part of it from system memory."""
     prices = moment.prices
     size = float(node.installed[model].size_bytes)
-    gpu_rate = node.bytes_per_second or prices.gpu_bytes_per_second
+    gpu_rate = _gpu_rate(node, moment)
     if not cpu_share:
         return size / gpu_rate
     return size * (1.0 - cpu_share) / gpu_rate + size * cpu_share / prices.cpu_bytes_per_second
+
+
+def _gpu_rate(node: NodeSnapshot, moment: Moment) -> float:
+    """Bytes per second from GPU memory: measured there, else as cards of its size have."""
+    return (
+        node.bytes_per_second or node.usual_bytes_per_second or moment.prices.gpu_bytes_per_second
+    )
 
 
 def prefill_tokens(request: InferenceRequest, node: NodeSnapshot) -> int:
@@ -153,17 +160,12 @@ def at_least(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
     if speed is not None and speed.decode_seconds_per_token is not None:
         per_token = speed.decode_seconds_per_token
     else:
-        prices = moment.prices
         # A GPU may turn out slower than a CPU is taken to be.
-        rate = max(
-            node.bytes_per_second or prices.gpu_bytes_per_second, prices.cpu_bytes_per_second
-        )
+        rate = max(_gpu_rate(node, moment), moment.prices.cpu_bytes_per_second)
         per_token = node.installed[model].size_bytes / rate
-    tokens = moment.output_tokens(request)
-    if request.interactive:
-        tokens *= moment.prices.interactive_decode_share
+    decoding = _minded(moment.output_tokens(request) * per_token, request, moment)
     # Whoever brings a copy that others will use pays a part of its load only.
-    return LEAST_LOAD_SHARE * load_seconds_of(model, node, moment) + tokens * per_token
+    return LEAST_LOAD_SHARE * load_seconds_of(model, node, moment) + decoding
 
 
 # -------------------------------------------------------------------------- terms
@@ -253,8 +255,17 @@ def _prefill_alone(request: InferenceRequest, node: NodeSnapshot, moment: Moment
 
 def decode(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
     """Generating the answer; somebody who reads along minds less."""
-    seconds = decode_seconds(request, node, moment)
-    return seconds * moment.prices.interactive_decode_share if request.interactive else seconds
+    return _minded(decode_seconds(request, node, moment), request, moment)
+
+
+def _minded(seconds: float, request: InferenceRequest, moment: Moment) -> float:
+    """What counts of an answer's seconds: nobody reads along more slowly than he can read."""
+    if not request.interactive:
+        return seconds
+    prices = moment.prices
+    reading = moment.output_tokens(request) * prices.reading_seconds_per_token
+    late = seconds - reading if seconds > reading else 0.0
+    return late + (seconds - late) * prices.interactive_decode_share
 
 
 def decode_seconds(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
@@ -282,9 +293,24 @@ def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
         rate = demand.rate(moment.now)
         wanted = -math.expm1(-rate * moment.prices.eviction_horizon_seconds)
         reload = load_seconds_of(victim, node, moment)
+        reload = max(0.0, reload - _lost_on_cpu(victim, node, moment))
         waited = wanted * reload * (1.0 + QUEUE_DURING_RELOAD * rate * reload / 2.0)
-        price += waited if demand.warm_nodes <= 1 else COPY_ELSEWHERE_SHARE * waited
+        elsewhere = demand.warm_nodes - (victim in node.loaded)
+        price += waited if elsewhere <= 0 else COPY_ELSEWHERE_SHARE * waited
     return price * OTHERS_TIME[request.priority - 1]
+
+
+def _lost_on_cpu(model: str, node: NodeSnapshot, moment: Moment) -> float:
+    """What an answer takes longer here than where all of the model is on GPUs."""
+    loaded = node.loaded.get(model)
+    if loaded is None or loaded.gpu_share > 0.995 or model not in node.installed:
+        return 0.0
+    demand = moment.demand.get(model)
+    tokens: float = moment.prices.default_output_tokens
+    if demand is not None and demand.output_tokens is not None:
+        tokens = demand.output_tokens
+    best = node.installed[model].size_bytes / _gpu_rate(node, moment)
+    return tokens * max(0.0, _pace(model, node, moment)[1] - best)
 
 
 def slowdown(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:
@@ -352,12 +378,9 @@ def of_idle_runner(request: InferenceRequest, node: NodeSnapshot, moment: Moment
     ):
         return None
     _, decoding, prefilling = _pace(model, node, moment)
-    tokens = moment.output_tokens(request)
-    if request.interactive:
-        tokens *= moment.prices.interactive_decode_share
     return (
         prefill_tokens(request, node) * prefilling
-        + tokens * decoding
+        + _minded(moment.output_tokens(request) * decoding, request, moment)
         + preference(request, node, moment)
     )
 

@@ -25,6 +25,8 @@ class Prices:
     """Expected length of an answer of a model never seen."""
     interactive_decode_share: float = 0.3
     """How much of the decode time counts when someone reads along."""
+    reading_seconds_per_token: float = 0.1
+    """Answers that come more slowly than this keep whoever reads along waiting."""
     eviction_horizon_seconds: float = 60.0
     """How far ahead an evicted model's next use is priced."""
     gpu_bytes_per_second: float = 300e9

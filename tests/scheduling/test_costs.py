@@ -21,12 +21,15 @@ from hydra_llm.scheduling.costs import (
     load_seconds_of,
     of_idle_runner,
     own_seconds,
+    seconds_per_token,
     slots_of,
 )
+from hydra_llm.scheduling.memory import fit_of
 from hydra_llm.types import (
     GB,
     RESIDUAL_SHARE,
     Demand,
+    Device,
     InferenceRequest,
     NodeSnapshot,
     RunnerOptions,
@@ -99,7 +102,7 @@ def test_the_short_way_is_for_idle_nodes_whose_runner_serves() -> None:
 
 
 def test_other_prices_are_not_answered_from_memory() -> None:
-    node = snapshot(warm=(LLAMA,))
+    node = snapshot(warm=(LLAMA,), total_vram_gb=None, free_vram_gb=None, bytes_per_second=None)
     slow = Moment(prices=Prices(gpu_bytes_per_second=1e9))
 
     first = total(request(), node, Moment())
@@ -445,6 +448,65 @@ def test_a_further_copy_that_pushes_out_another_model_pays_all() -> None:
 
     assert cost("load", request(BIG), free, demand=demand) < 4.0
     assert cost("load", request(BIG), full, demand=demand) > 4.0
+
+
+def test_a_copy_that_runs_in_system_memory_is_not_worth_its_reload() -> None:
+    """Whoever wants it next would rather have it loaded where it is fast."""
+    demand = {LLAMA: Demand(per_second=100.0, warm_nodes=1, output_tokens=100.0)}
+    whole = measured(models=(LLAMA, BIG), warm=(LLAMA,), free_vram_gb=13.0)
+
+    def price(seconds_per_token: float) -> float:
+        speed = replace(FAST, decode_seconds_per_token=seconds_per_token)
+        on_cpu = loaded(LLAMA, size_vram_bytes=GB)
+        node = replace(whole, loaded=on_cpu, speeds={LLAMA: speed})
+        return cost("eviction", request(BIG), node, demand=demand)
+
+    # 2 GB at 300 GB/s are 6.7 ms a token; a reload takes 4 s.
+    assert price(0.0067) == pytest.approx(
+        cost("eviction", request(BIG), whole, demand=demand), rel=0.01
+    )
+    assert 0.0 < price(0.03) < price(0.02) < price(0.01)
+    assert price(0.0467) == pytest.approx(0.0, abs=0.1), "100 tokens take 4 s longer there"
+    assert price(1.0) == 0.0
+
+
+def test_a_copy_that_is_only_coming_here_is_elsewhere_already() -> None:
+    demand = {LLAMA: Demand(per_second=100.0, warm_nodes=1)}
+    here = measured(models=(LLAMA, BIG), warm=(LLAMA,), free_vram_gb=13.0)
+    coming = running(LLAMA, loading=True, reserved_bytes=3 * GB)
+    there = replace(here, loaded={}, running=(coming,), measured_free_vram_bytes=16 * GB)
+    assert fit_of(request(BIG), there, Moment()).victims == (LLAMA,)
+
+    only = cost("eviction", request(BIG), here, demand=demand)
+    assert cost("eviction", request(BIG), there, demand=demand) == COPY_ELSEWHERE_SHARE * only
+
+
+def test_whoever_reads_along_minds_an_answer_that_is_slower_than_reading() -> None:
+    def minded(seconds_per_token: float, **words: Any) -> float:
+        speed = replace(FAST, decode_seconds_per_token=seconds_per_token)
+        node = snapshot(warm=(LLAMA,), speeds={LLAMA: speed})
+        return cost("decode", request(output_tokens=100, **words), node)
+
+    assert minded(0.05, interactive=True) == pytest.approx(0.3 * 5.0)
+    assert minded(0.1, interactive=True) == pytest.approx(0.3 * 10.0)
+    assert minded(0.4, interactive=True) == pytest.approx(0.3 * 10.0 + 30.0)
+    assert minded(0.4) == pytest.approx(40.0)
+
+
+def test_the_memory_of_a_large_card_is_taken_to_be_fast_until_it_is_measured() -> None:
+    def rate(total_gb: float | None, **about: Any) -> float:
+        node = snapshot(total_vram_gb=total_gb, free_vram_gb=total_gb, **about)
+        return 2.0 * GB / seconds_per_token(request(), node, Moment())
+
+    unmeasured: dict[str, Any] = {"bytes_per_second": None}
+    assert rate(24.0, **unmeasured) == pytest.approx(650e9)
+    assert rate(8.0, **unmeasured) == pytest.approx(250e9)
+    assert rate(24.0) == pytest.approx(300e9), "what was measured is so"
+    assert rate(None, **unmeasured) == pytest.approx(300e9)
+    pool = Device(key="m", vendor="apple", kind="unified", total_bytes=24 * GB)
+    assert rate(24.0, devices=(pool,), **unmeasured) == pytest.approx(300e9), "an Apple is no card"
+    two = tuple(Device(key=key, vendor="nvidia", total_bytes=12 * GB) for key in "ab")
+    assert rate(24.0, devices=two, **unmeasured) == pytest.approx(350e9), "two small ones"
 
 
 def test_a_reload_is_no_eviction_of_the_model_itself() -> None:
