@@ -54,6 +54,7 @@ class Machine:
         load_gb_s: how fast models come from its disk.
         slots: ``OLLAMA_NUM_PARALLEL``.
         models: names of those that it has; empty is all.
+        vram_told: whether the router is told its memory; else it has to find out.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Machine:
     load_gb_s: float = 2.0
     slots: int = 1
     models: tuple[str, ...] = ()
+    vram_told: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +305,9 @@ def _machine(table: Mapping[str, Any], path: Path) -> Machine:
     models = table.get("models", [])
     if not isinstance(models, list) or not all(isinstance(one, str) for one in models):
         raise ConfigurationError(f"{where}: models should be a list of names of [[model]]s")
+    told = table.get("vram_told", True)
+    if not isinstance(told, bool):
+        raise ConfigurationError(f"{where}: vram_told should be true or false")
     used = _number(table, "used_vram_gb", where, 0.0, or_zero=True)
     if used > vram:
         raise ConfigurationError(f"{where}: used_vram_gb should be at most its vram_gb")
@@ -312,6 +317,7 @@ def _machine(table: Mapping[str, Any], path: Path) -> Machine:
         used_vram_gb=used,
         slots=slots,
         models=tuple(models),
+        vram_told=told,
         **{key: _number(table, key, where, getattr(usual, key)) for key in speeds},  # type: ignore[arg-type]
     )
 

@@ -8,7 +8,7 @@ import random
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 import httpx
@@ -98,7 +98,7 @@ def replay(
     nodes = cluster.simulated()
     with VirtualCluster(nodes) if speed is None else SocketCluster(nodes, speed=speed) as world:
         opened: AbstractAsyncContextManager[Door] = (
-            _hydra(world, seed, settings or {}, knows_lengths=policy == KNOWING)
+            _hydra(world, cluster, seed, settings or {}, knows_lengths=policy == KNOWING)
             if policy in (HYDRA, KNOWING)
             else _directly(world, cluster, requests, RULES[policy], seed)
         )
@@ -186,11 +186,20 @@ def _knows_length(
 
 @asynccontextmanager
 async def _hydra(
-    world: SimulatedWorld, seed: int, given: Mapping[str, Any], *, knows_lengths: bool
+    world: SimulatedWorld,
+    cluster: Machines,
+    seed: int,
+    given: Mapping[str, Any],
+    *,
+    knows_lengths: bool,
 ) -> AsyncIterator[_HydraDoor]:
+    nodes = [
+        node if machine.vram_told else replace(node, vram_gb=None, ram_gb=None)
+        for machine, node in zip(cluster.machines, world.nodes(), strict=True)
+    ]
     with tempfile.TemporaryDirectory() as nowhere:  # its cordons and rates are no one else's
         settings = HydraSettings(
-            world.nodes(),
+            nodes,
             **{
                 "keep_rates": False,
                 "state_dir": nowhere,

@@ -8,6 +8,7 @@ seeds, of the router as it is; for each idea, what they are without it.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +26,7 @@ from hydra_llm.replay.measures import percentile
 from hydra_llm.replay.running import HYDRA, replay
 from hydra_llm.replay.workload import read_load
 from hydra_llm.scheduling.costs import COST_TERMS
+from hydra_llm.scheduling.moment import Prices
 from hydra_llm.types import RunningRequest
 
 COSTS, SCHEDULER = "hydra_llm.scheduling.costs", "hydra_llm.scheduling.scheduler"
@@ -50,6 +53,10 @@ def nothing_cached(*_: object) -> dict[str, int]:
     return {}
 
 
+def nothing_known(*_: object) -> None:
+    """As if there were no telling."""
+
+
 Changes = Mapping[str, Any]
 
 IDEAS: dict[str, Changes] = {
@@ -66,6 +73,17 @@ IDEAS: dict[str, Changes] = {
     "those that come during a reload wait too": {f"{COSTS}.QUEUE_DURING_RELOAD": 0.0},
     "another warm copy takes over": {f"{COSTS}.COPY_ELSEWHERE_SHARE": 1.0},
     "a further copy serves others": {f"{COSTS}.LEAST_LOAD_SHARE": 1.0},
+    "a copy in system memory is worth little": {f"{COSTS}._lost_on_cpu": free},
+    "nobody reads three tokens a second": {
+        "hydra_llm.router.Prices": partial(Prices, reading_seconds_per_token=math.inf)
+    },
+    "large cards are fast": {f"{TYPES}.NodeSnapshot.usual_bytes_per_second": None},
+    "one model's cache tells of the others'": {
+        "hydra_llm.cluster.record.NodeRecord._cache_ratio": None
+    },
+    "what nobody tells is learned": {
+        "hydra_llm.cluster.room.LearnedRoom.likely_bytes": nothing_known
+    },
     "swaps are put off": {f"{LEDGER}.SWAP_PATIENCE": 0.0},
     "the rest waits in the router": {f"{SCHEDULER}.HEADROOM_BY_PRIORITY": (1000,) * 10},
     "prompts are cached": {f"{LEDGER}.Cluster.cached_tokens": nothing_cached},
@@ -73,6 +91,11 @@ IDEAS: dict[str, Changes] = {
 """What to change so that the idea is left out, by its name."""
 
 AS_IT_IS = "as it is"
+
+UNEQUAL = str(Path(__file__).parent / "unequal.toml")
+"""Slow and fast disks, one slot and four."""
+UNTOLD = str(Path(__file__).parent / "untold.toml")
+"""The same, where nobody has told how much memory the nodes have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +117,8 @@ CASES = (
     Case(name="0.5/s, shift", cluster="24+24+12+8", trace="poisson", rate=0.5, shift=True),
     Case(name="24+12, 0.25/s", cluster="24+12", trace="poisson", rate=0.25),
     Case(name="Mooncake, 0.5/s", cluster="24+24+12+8", trace="mooncake_conversation", rate=0.5),
+    Case(name="unequal, 0.5/s", cluster=UNEQUAL, trace="poisson", rate=0.5),
+    Case(name="VRAM untold, 0.5/s", cluster=UNTOLD, trace="poisson", rate=0.5),
 )
 
 

@@ -6,10 +6,22 @@ from functools import cache
 
 import pytest
 
-from tests.replay.ablation import IDEAS, Case, first_tokens, without
+from tests.replay.ablation import IDEAS, UNEQUAL, UNTOLD, Case, first_tokens, without
 
 BUSY = Case(name="busy", cluster="24+24+12+8", trace="poisson", rate=1.0, requests=100)
+MIXED = Case(name="mixed", cluster=UNEQUAL, trace="poisson", rate=1.0, requests=100)
+STRANGE = Case(name="strange", cluster=UNTOLD, trace="poisson", rate=1.0, requests=100)
 TALK = Case(name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=1.0, requests=100)
+
+CASES = {
+    "prompts are cached": (TALK, 2),
+    "what nobody tells is learned": (STRANGE, 1),
+    "a copy in system memory is worth little": (MIXED, 0),
+    "nobody reads three tokens a second": (MIXED, 0),
+    "one model's cache tells of the others'": (MIXED, 0),
+    "swaps are put off": (MIXED, 0),
+}
+"""Where an idea matters that does not matter where it is only busy."""
 
 
 @cache
@@ -19,7 +31,7 @@ def as_it_is(case: Case, seed: int) -> list[float]:
 
 @pytest.mark.parametrize("idea", IDEAS)
 def test_without_it_requests_fare_otherwise(idea: str) -> None:
-    case, seed = (TALK, 2) if idea == "prompts are cached" else (BUSY, 1)
+    case, seed = CASES.get(idea, (BUSY, 1))
     with without(idea):
         left_out = first_tokens(case, seed)
     assert left_out != as_it_is(case, seed)

@@ -81,6 +81,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("= 900", "= 0", "bandwidth_gb_s should be a number above 0, not 0"),
         ("= 900", "= nan", "bandwidth_gb_s should be a number above 0, not nan"),
         ("slots = 2", "slots = 0", "slots should be a whole number from 1 on"),
+        ("slots = 2", "vram_told = 1", "vram_told should be true or false"),
         ("slots = 2", "used_vram_gb = 30", "used_vram_gb should be at most its vram_gb"),
         ('["llama3.2:3b"]', '"llama3.2:3b"', "models should be a list of names"),
         ('["llama3.2:3b"]', '["llama"]', "node 'attic' has 'llama', which is no [[model]]"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from hydra_llm.cluster.room import LearnedRoom
 from hydra_llm.replay.clusters import Machine, Machines, Weights, find_cluster
 from hydra_llm.replay.running import HYDRA, KNOWING, POLICIES, Run, replay, wanted_of
 from hydra_llm.replay.workload import Asked, Shared, read_load
@@ -93,6 +94,24 @@ def test_who_places_by_hand_has_models_stay() -> None:
     run = replay(one_node(), [asked(), asked(1, at=1000.0)], "hand-placed", seed=1)
 
     assert run.loads == 1
+
+
+def untold(cluster: Machines) -> Machines:
+    machines = tuple(replace(machine, vram_told=False) for machine in cluster.machines)
+    return replace(cluster, machines=machines)
+
+
+def test_a_router_that_is_told_no_memory_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = untold(find_cluster("24+24+12+8"))
+    load = read_load("poisson", rate=0.5, requests=100)
+
+    def loads() -> int:
+        runs = (load.requests(cluster.shares, seed=seed, num_ctx=4096) for seed in (2, 3))
+        return sum(replay(cluster, run, HYDRA, seed=seed).loads for seed, run in enumerate(runs))
+
+    finding_out = loads()
+    monkeypatch.setattr(LearnedRoom, "likely_bytes", lambda *_: None)
+    assert 2 * finding_out < 1.5 * loads()
 
 
 def test_the_real_router_keeps_all_but_one_more_than_the_slots_to_itself() -> None:
