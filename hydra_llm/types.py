@@ -650,7 +650,8 @@ class NodeSnapshot:
     need_ratios: Mapping[str, float] = field(default_factory=dict)
     """Of models seen loaded here: what they took, as a part of what was expected."""
     default_context: int | None = None
-    """``num_ctx`` that the node was seen to take by itself."""
+    """``num_ctx`` that the node was seen to take by itself; before, that somebody was seen to have
+    set on another node."""
     cache_ratio: float | None = None
     """What key/value caches were seen to take, as a part of what one slot in 16 bits takes, where
     nobody has told the slots: by it, models are judged that were not seen loaded there."""
