@@ -260,7 +260,7 @@ def test_only_amounts_are_stored(join: Join, server: RedisServer) -> None:
     assert value.partition(" ")[2] == (
         '{"model":"llama3.2:3b","expected_seconds":'
         f"{one.running()[0].expected_seconds!r}"
-        ',"priority":6,"load_seconds":0.0,"reserved_bytes":0,"evicts":[],'
+        ',"priority":6,"load_seconds":0.0,"reserved_bytes":0,"cpu_share":0.0,"evicts":[],'
         '"loading":false,"served":true,"options":{}}'
     )
 

@@ -289,7 +289,10 @@ print(story(7))
 def story(seed: int) -> str:
     """What became of some requests, down to the last digit."""
     models = (LLAMA, "qwen3:8b", "gemma3:12b")
-    nodes = [SimulatedNode(name, models=models, vram_gb=gb) for name, gb in (("a", 24), ("b", 8))]
+    nodes = [
+        SimulatedNode(name, models=models, vram_gb=gb)
+        for name, gb in (("a", 24), ("b", 8), ("c", 24))
+    ]
     told: list[str] = []
     with VirtualCluster(nodes) as world:
         settings = HydraSettings(world.nodes(), keep_rates=False, random_seed=seed)
