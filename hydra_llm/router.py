@@ -724,7 +724,6 @@ class Router:
             load_seconds=load_seconds,
             expected_seconds=alone_seconds(request, node, moment),
             reserved_bytes=fit.reserved_bytes if causes_load else 0,
-            cpu_share=fit.cpu_share,
             size_bytes=fit.need_bytes if causes_load else 0,
             evicts=frozenset(fit.victims) if causes_load else frozenset(),
             options=request.options,

@@ -382,6 +382,10 @@ class InstalledModel:
     """The name of its weights' file, by which Ollama picks among models to unload."""
 
 
+WHOLE_SHARE = 0.995
+"""A runner with this much of it on GPUs lies there as a whole."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A runner, as ``/api/ps`` shows it."""
@@ -403,6 +407,11 @@ class LoadedModel:
     def gpu_share(self) -> float:
         """The part of it that lies in GPU memory, 0 to 1."""
         return min(1.0, self.size_vram_bytes / self.size_bytes) if self.size_bytes else 0.0
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether it is there as a whole, as far as rounding tells."""
+        return self.gpu_share >= WHOLE_SHARE
 
 
 # -------------------------------------------------------------------------- memory
@@ -778,14 +787,17 @@ class Placement:
     """GPU memory that the load will take."""
     size_bytes: int = 0
     """What the runner will take in all, system memory included."""
-    cpu_share: float = 0.0
-    """The part of that in system memory."""
     evicts: frozenset[str] = frozenset()
     options: RunnerOptions = NO_OPTIONS
     context_length: int | None = None
     """Context of the runner that will serve it, where known."""
     choice: object = None
     """The scheduler's own record, for the explanation."""
+
+    @property
+    def cpu_share(self) -> float:
+        """The part of what is loaded for it that goes into system memory."""
+        return 1.0 - self.reserved_bytes / self.size_bytes if self.size_bytes else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

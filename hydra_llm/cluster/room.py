@@ -16,9 +16,6 @@ from hydra_llm.vram.loading import DEFAULT_KEEP_ALIVE_SECONDS, LoadingRule
 
 __all__ = ["LearnedRoom"]
 
-_WHOLE = 0.995
-"""A runner of which more than this is on GPUs lies there as a whole."""
-
 _LAYERS = 32
 """Of a usual model: less than one of them is left free where not all found room."""
 
@@ -80,15 +77,15 @@ class LearnedRoom:
             most_models: so many may be loaded, whatever they take.
         """
         before, self._shown = self._shown, loaded
-        come = [
-            model for name, model in loaded.items() if before is not None and name not in before
-        ]
-        if before is None or not come:
+        if before is None:
+            return
+        come = [model for name, model in loaded.items() if name not in before]
+        if not come:
             return
         self._is_known = True
         taken = sum(model.size_vram_bytes for model in loaded.values())
         margin = rule.margin_bytes if len(loaded) == 1 else 0
-        if any(model.gpu_share < _WHOLE and model.options.num_gpu is None for model in come):
+        if any(not model.is_on_gpu and model.options.num_gpu is None for model in come):
             if not taken:  # without GPUs
                 self._least = self._most = 0
                 return

@@ -292,8 +292,8 @@ def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
             continue
         rate = demand.rate(moment.now)
         wanted = -math.expm1(-rate * moment.prices.eviction_horizon_seconds)
-        reload = load_seconds_of(victim, node, moment)
-        reload = max(0.0, reload - _lost_on_cpu(victim, node, moment))
+        lost = _lost_on_cpu(victim, node, moment)
+        reload = max(0.0, load_seconds_of(victim, node, moment) - lost)
         waited = wanted * reload * (1.0 + QUEUE_DURING_RELOAD * rate * reload / 2.0)
         elsewhere = demand.warm_nodes - (victim in node.loaded)
         price += waited if elsewhere <= 0 else COPY_ELSEWHERE_SHARE * waited
@@ -303,14 +303,10 @@ def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
 def _lost_on_cpu(model: str, node: NodeSnapshot, moment: Moment) -> float:
     """What an answer takes longer here than where all of the model is on GPUs."""
     loaded = node.loaded.get(model)
-    if loaded is None or loaded.gpu_share > 0.995 or model not in node.installed:
+    if loaded is None or loaded.is_on_gpu or model not in node.installed:
         return 0.0
-    demand = moment.demand.get(model)
-    tokens: float = moment.prices.default_output_tokens
-    if demand is not None and demand.output_tokens is not None:
-        tokens = demand.output_tokens
-    best = node.installed[model].size_bytes / _gpu_rate(node, moment)
-    return tokens * max(0.0, _pace(model, node, moment)[1] - best)
+    best = _seconds_for_bytes(model, node, moment, 0.0)
+    return moment.usual_tokens(model) * max(0.0, _pace(model, node, moment)[1] - best)
 
 
 def slowdown(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float:

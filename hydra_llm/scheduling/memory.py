@@ -240,9 +240,7 @@ def _fit_of_a_load(
         victims.append(name)
         _give_back(rooms, size)
     if not has_gpu:
-        return _shared_with_cpu(
-            node, needs, 0, victims, may_differ=_may_have_less_context(request, node)
-        )
+        return _shared_with_cpu(request, node, needs, 0, victims)
     margin = 0 if line else rule.margin_bytes
     if len(rooms) > 1 and needs.bytes > max(rooms) - margin:
         needs = needs_of(request, node, moment, len(rooms))
@@ -251,31 +249,25 @@ def _fit_of_a_load(
         return Fit(
             "evicts" if victims else "fits", needs.bytes, tuple(victims), gpu_bytes=needs.bytes
         )
-    return _shared_with_cpu(
-        node, needs, room, victims, may_differ=_may_have_less_context(request, node)
-    )
+    return _shared_with_cpu(request, node, needs, room, victims)
 
 
 def _shared_with_cpu(
+    request: InferenceRequest,
     node: NodeSnapshot,
     needs: Needs,
     room_bytes: int,
     victims: Sequence[str],
-    *,
-    may_differ: bool,
 ) -> Fit:
-    """
-    What the GPUs have no room for goes into system memory.
-
-    Args:
-        may_differ: it may need less: nobody is turned away for what is only guessed.
-    """
+    """What the GPUs have no room for goes into system memory."""
     on_gpus = needs.on_gpus(room_bytes) if room_bytes else 0
     cpu_share = 1.0 - on_gpus / needs.bytes if needs.bytes else 0.0
     # The least that has to be there, as nothing else is.
     too_big = node.ram_bytes is not None and needs.bytes - on_gpus > node.ram_bytes
+    # Nobody is turned away for what is only guessed.
+    cannot = too_big and not _may_have_less_context(request, node)
     return Fit(
-        "cannot" if too_big and not may_differ else "offloads",
+        "cannot" if cannot else "offloads",
         needs.bytes,
         tuple(victims),
         cpu_share=cpu_share,

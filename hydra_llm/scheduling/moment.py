@@ -63,13 +63,17 @@ class Moment:
     def output_tokens(self, request: InferenceRequest) -> float:
         """Length of the answer: what this model usually says, cut by the caller's limit."""
         if self.expected_output is None:
-            demand = self.demand.get(request.model)
-            expected: float = self.prices.default_output_tokens
-            if demand is not None and demand.output_tokens is not None:
-                expected = demand.output_tokens
+            expected = self.usual_tokens(request.model)
             limit = request.output_tokens
             self.expected_output = expected if limit is None else min(expected, limit)
         return self.expected_output
+
+    def usual_tokens(self, model: str) -> float:
+        """Length of an answer of this model."""
+        demand = self.demand.get(model)
+        if demand is None or demand.output_tokens is None:
+            return self.prices.default_output_tokens
+        return demand.output_tokens
 
     def fit(self, request: InferenceRequest, node: NodeSnapshot) -> Fit:
         """How the request's model finds its place on ``node``."""

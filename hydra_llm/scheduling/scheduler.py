@@ -378,7 +378,7 @@ def _note(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> str:
     fit = moment.fit(request, node)
     if fit.verdict == "loaded":
         loaded = node.loaded[request.model]
-        where = "" if loaded.gpu_share >= 0.995 else f", {loaded.gpu_share:.0%} on GPU"
+        where = "" if loaded.is_on_gpu else f", {loaded.gpu_share:.0%} on GPU"
         return f"loaded{where}"
     if fit.verdict == "loading":
         return "being loaded"

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-__all__ = ["usual_bandwidth", "usual_size"]
+__all__ = ["GIB", "usual_bandwidth", "usual_size"]
 
 GIB = 1 << 30
 
 SIZES_GIB = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 """What cards, and small groups of them, have."""
 
-BANDWIDTHS = ((72, 1500e9), (40, 650e9), (20, 650e9), (14, 400e9), (10, 350e9), (0, 250e9))
+BANDWIDTHS = ((72, 1500e9), (20, 650e9), (14, 400e9), (10, 350e9), (0, 250e9))
 """Bytes per second as they are reached, by the GiB that such a card has at least."""
 
 SIZES_BY_BANDWIDTH = ((1500e9, 80), (1100e9, 32), (550e9, 24), (330e9, 12), (200e9, 8))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hydra_llm.vram.accounting import era_of, numbers_of
+from hydra_llm.vram.cards import GIB
 
 __all__ = [
     "DEFAULT_KEEP_ALIVE_SECONDS",
@@ -20,7 +21,6 @@ __all__ = [
 ]
 
 GB = 10**9
-GIB = 1 << 30
 
 FIRST_MODEL_MARGIN_BYTES = GIB
 """What llama.cpp's ``--fit`` leaves free per device (Ollama >= 0.30)."""

@@ -57,7 +57,6 @@ def placing(scheduler: Scheduler, rng: random.Random) -> Choose:
             load_seconds=load_wait(request, node, moment) if loads else 0.0,
             expected_seconds=alone_seconds(request, node, moment),
             reserved_bytes=fit.reserved_bytes if loads else 0,
-            cpu_share=fit.cpu_share,
             size_bytes=fit.need_bytes if loads else 0,
             evicts=frozenset(fit.victims) if loads else frozenset(),
             options=request.options,

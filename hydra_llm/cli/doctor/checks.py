@@ -554,7 +554,7 @@ def models_are_on_the_gpu(look: Look) -> Iterator[Finding]:
         if not node.total_vram_bytes:
             continue
         for model in node.loaded.values():
-            if model.size_bytes and model.gpu_share < 0.995:
+            if model.size_bytes and not model.is_on_gpu:
                 yield Finding(
                     level="warning",
                     check="memory",
