@@ -99,6 +99,10 @@ class Machines:
         """How much each model is asked for."""
         return {model.name: model.share for model in self.models}
 
+    def untold(self) -> Machines:
+        """Give the same cluster, with a router that is not told how much memory the nodes have."""
+        return replace(self, machines=tuple(replace(m, vram_told=False) for m in self.machines))
+
     def installed(self, machine: Machine) -> tuple[str, ...]:
         """Names of the models that a node has."""
         return machine.models or tuple(model.name for model in self.models)

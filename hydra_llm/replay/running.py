@@ -76,6 +76,11 @@ class Run:
     loads_of: Mapping[str, int] = field(default_factory=dict)
     """How often each model was loaded."""
 
+    @property
+    def firsts(self) -> list[float]:
+        """Seconds to the first token, of answers that got one."""
+        return [answer.first_s for answer in self.answers if answer.first_s is not None]
+
 
 def replay(
     cluster: Machines,

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +26,7 @@ from hydra_llm.replay.workload import read_load
 from hydra_llm.scheduling.costs import COST_TERMS
 from hydra_llm.scheduling.moment import Prices
 from hydra_llm.types import RunningRequest
+from tests.replay.jobs import processes
 
 COSTS, SCHEDULER = "hydra_llm.scheduling.costs", "hydra_llm.scheduling.scheduler"
 LEARNING, LEDGER, TYPES = (
@@ -94,8 +93,6 @@ AS_IT_IS = "as it is"
 
 UNEQUAL = str(Path(__file__).parent / "unequal.toml")
 """Slow and fast disks, one slot and four."""
-UNTOLD = str(Path(__file__).parent / "untold.toml")
-"""The same, where nobody has told how much memory the nodes have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +105,7 @@ class Case:
     rate: float
     requests: int = 200
     shift: bool = False
+    vram_told: bool = True
 
 
 CASES = (
@@ -118,7 +116,7 @@ CASES = (
     Case(name="24+12, 0.25/s", cluster="24+12", trace="poisson", rate=0.25),
     Case(name="Mooncake, 0.5/s", cluster="24+24+12+8", trace="mooncake_conversation", rate=0.5),
     Case(name="unequal, 0.5/s", cluster=UNEQUAL, trace="poisson", rate=0.5),
-    Case(name="VRAM untold, 0.5/s", cluster=UNTOLD, trace="poisson", rate=0.5),
+    Case(name="VRAM untold, 0.5/s", cluster=UNEQUAL, trace="poisson", rate=0.5, vram_told=False),
 )
 
 
@@ -134,10 +132,11 @@ def without(idea: str) -> Iterator[None]:
 def first_tokens(case: Case, seed: int) -> list[float]:
     """Seconds to the first token of one run."""
     cluster = find_cluster(case.cluster)
+    if not case.vram_told:
+        cluster = cluster.untold()
     load = read_load(case.trace, rate=case.rate, requests=case.requests, shift=case.shift)
     asked = load.requests(cluster.shares, seed=seed, num_ctx=cluster.num_ctx)
-    run = replay(cluster, asked, HYDRA, seed=seed)
-    return [answer.first_s for answer in run.answers if answer.first_s is not None]
+    return replay(cluster, asked, HYDRA, seed=seed).firsts
 
 
 def figures(job: tuple[str, Case, int]) -> tuple[float, float]:
@@ -152,8 +151,7 @@ def table(seeds: int, jobs: int, ideas: list[str], show: Callable[[str], None] =
     """Print all, as Markdown, a line as soon as it is done."""
     show("| Without | " + " | ".join(case.name for case in CASES) + " |")
     show("|---" * (len(CASES) + 1) + "|")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with processes(jobs) as pool:
         for idea in ideas:
             work = [(idea, case, seed) for case, seed in product(CASES, range(seeds))]
             done = list(pool.map(figures, work))

@@ -9,8 +9,6 @@ stands in docs/simulate.md.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from statistics import fmean
 
@@ -18,6 +16,7 @@ from hydra_llm.replay.clusters import find_cluster
 from hydra_llm.replay.measures import percentile
 from hydra_llm.replay.running import HYDRA, replay
 from hydra_llm.replay.workload import read_load
+from tests.replay.jobs import processes
 
 TRACES = (
     "azure2023_conv",
@@ -37,8 +36,7 @@ def figures(job: tuple[str, str, float, int, str]) -> tuple[float, int]:
     load = read_load(trace, rate=rate, requests=200)
     asked = load.requests(cluster.shares, seed=seed, num_ctx=cluster.num_ctx)
     run = replay(cluster, asked, policy, seed=seed)
-    firsts = [answer.first_s for answer in run.answers if answer.first_s is not None]
-    return percentile(firsts, 95), run.loads
+    return percentile(run.firsts, 95), run.loads
 
 
 def main() -> None:
@@ -52,8 +50,7 @@ def main() -> None:
     show(HEAD)
     show("|---" * HEAD.count(" | ") + "|---|")
     seeds = range(given.seeds)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
+    with processes(given.jobs) as pool:
         for trace in TRACES:
             for rate in RATES:
                 p95s, loads = {}, {}

@@ -12,10 +12,8 @@ one shows in ``late``, which grows, and counts ``--speed`` times.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean, median
@@ -25,6 +23,7 @@ from hydra_llm.replay.clusters import find_cluster
 from hydra_llm.replay.measures import Figure, percentile
 from hydra_llm.replay.running import POLICIES, Run, replay
 from hydra_llm.replay.workload import read_load
+from tests.replay.jobs import processes
 
 TOLERANCE = 0.10
 COMPARED = ("mean", "p95")
@@ -83,10 +82,9 @@ def both(case: Case) -> Both:
 
 
 def _figures(run: Run) -> dict[str, float]:
-    seconds = [answer.first_s for answer in run.answers if answer.first_s is not None]
     return {
-        "mean": fmean(seconds),
-        "p95": percentile(seconds, 95.0),
+        "mean": fmean(run.firsts),
+        "p95": percentile(run.firsts, 95.0),
         "loads": float(run.loads),
         "errors": float(sum(not answer.is_ok for answer in run.answers)),
     }
@@ -124,9 +122,7 @@ def _done(cases: Sequence[Case], jobs: int) -> Iterator[Both]:
     if jobs == 1:
         yield from map(both, cases)
         return
-    # Not forked: a run has threads.
-    spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawning) as pool:
+    with processes(jobs) as pool:
         yield from pool.map(both, cases)
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 import random
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import product
 from statistics import fmean
@@ -23,6 +21,7 @@ from hydra_llm.replay.measures import percentile
 from hydra_llm.replay.placing import Placed, Wanted, place_by_hand
 from hydra_llm.replay.running import HYDRA, replay
 from hydra_llm.replay.workload import read_load
+from tests.replay.jobs import processes
 
 HAND = "hand-placed"
 BANDWIDTHS = {8: 300, 12: 400, 16: 400, 24: 750, 48: 800}
@@ -30,7 +29,7 @@ SIZES = (1.3, 1.4, 2.0, 2.5, 4.1, 4.9, 5.2, 8.1, 9.0, 9.3, 12.0, 14.0, 17.0, 19.
 REQUESTS = 200
 
 
-def strange(seed: int, *, vram_told: bool = True) -> tuple[Machines, float]:
+def strange(seed: int) -> tuple[Machines, float]:
     """A cluster, and requests in a second."""
     draw = random.Random(f"cluster {seed}")
     while True:
@@ -44,8 +43,7 @@ def strange(seed: int, *, vram_told: bool = True) -> tuple[Machines, float]:
         share / total * fmean(placed.seconds[name].values())
         for name, share in cluster.shares.items()
     )
-    machines = tuple(replace(machine, vram_told=vram_told) for machine in cluster.machines)
-    return replace(cluster, machines=machines), busy * len(machines) / seconds
+    return cluster, busy * len(cluster.machines) / seconds
 
 
 def _machines(draw: random.Random) -> tuple[Machine, ...]:
@@ -86,21 +84,21 @@ def _placed(cluster: Machines, rate: float) -> Placed:
 def figures(job: tuple[int, str, int, bool]) -> tuple[float, float, int]:
     """Mean and p99 of the seconds to a first token, and loads."""
     number, policy, seed, vram_told = job
-    cluster, rate = strange(number, vram_told=vram_told)
+    cluster, rate = strange(number)
+    if not vram_told:
+        cluster = cluster.untold()
     load = read_load("poisson", rate=rate, requests=REQUESTS)
     asked = load.requests(cluster.shares, seed=seed, num_ctx=cluster.num_ctx)
     run = replay(cluster, asked, policy, seed=seed)
-    firsts = [answer.first_s for answer in run.answers if answer.first_s is not None]
-    return fmean(firsts), percentile(firsts, 99), run.loads
+    return fmean(run.firsts), percentile(run.firsts, 99), run.loads
 
 
 def table(
     clusters: range, seeds: int, jobs: int, *, vram_told: bool, show: Callable[[str], None] = print
 ) -> None:
-    """Print a line each, the best first, and what they are together."""
+    """Print a line each, and what they are together."""
     work = list(product(clusters, (HYDRA, HAND), range(seeds), [vram_told]))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with processes(jobs) as pool:
         done = dict(zip(work, pool.map(figures, work), strict=True))
     ratios, tails = {}, {}
     for number in clusters:
@@ -123,7 +121,8 @@ def table(
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Read the options and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
@@ -133,3 +132,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     numbers = range(given.first, given.first + given.clusters)
     table(numbers, given.seeds, given.jobs, vram_told=not given.untold)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
-from tests.replay.ablation import IDEAS, UNEQUAL, UNTOLD, Case, first_tokens, without
+from tests.replay.ablation import IDEAS, UNEQUAL, Case, first_tokens, without
 
 BUSY = Case(name="busy", cluster="24+24+12+8", trace="poisson", rate=1.0, requests=100)
 MIXED = Case(name="mixed", cluster=UNEQUAL, trace="poisson", rate=1.0, requests=100)
-STRANGE = Case(name="strange", cluster=UNTOLD, trace="poisson", rate=1.0, requests=100)
+STRANGE = replace(MIXED, name="strange", vram_told=False)
 TALK = Case(name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=1.0, requests=100)
 
 CASES = {

@@ -96,13 +96,8 @@ def test_who_places_by_hand_has_models_stay() -> None:
     assert run.loads == 1
 
 
-def untold(cluster: Machines) -> Machines:
-    machines = tuple(replace(machine, vram_told=False) for machine in cluster.machines)
-    return replace(cluster, machines=machines)
-
-
 def test_a_router_that_is_told_no_memory_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = untold(find_cluster("24+24+12+8"))
+    cluster = find_cluster("24+24+12+8").untold()
     load = read_load("poisson", rate=0.5, requests=100)
 
     def loads() -> int:
