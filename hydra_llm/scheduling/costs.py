@@ -225,16 +225,18 @@ def load_wait(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> 
     if fit.verdict in ("loaded", "loading"):
         return 0.0
     now = moment.now
-    # Ollama loads one model at a time.
-    ahead = sum(other.load_left(now) for other in node.running)
-    drain = 0.0
+    ahead = drain = answers = 0.0
+    for other in node.running:
+        # Ollama loads one model at a time.
+        ahead += other.load_left(now)
+        if other.model in fit.victims:
+            if other.loading:
+                # Those still loading must also have answered before they can be pushed out.
+                answers += other.expected_seconds
+            else:
+                drain = max(drain, other.seconds_left(now))
     if fit.victims:
-        busy = [r for r in node.running if r.model in fit.victims and not r.loading]
-        # Those still loading must also have answered before they can be pushed out.
-        loading = [r for r in node.running if r.model in fit.victims and r.loading]
-        drain = max((r.seconds_left(now) for r in busy), default=0.0)
-        drain += sum(r.expected_seconds for r in loading)
-        drain += moment.prices.evict_seconds
+        drain = drain + answers + moment.prices.evict_seconds
     return ahead + drain + load_seconds_of(request.model, node, moment)
 
 

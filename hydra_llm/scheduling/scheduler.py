@@ -174,7 +174,7 @@ class Scheduler:
                 known = None
                 if knows_terms:
                     if is_cold:
-                        if at_least(request, node, moment) > bar:
+                        if scored and at_least(request, node, moment) > bar:
                             continue
                     else:
                         known = of_idle_runner(request, node, moment)
