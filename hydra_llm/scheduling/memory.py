@@ -219,21 +219,15 @@ def _fit_of_a_load(
 ) -> Fit:
     needs = needs_of(request, node, moment)
     free = node.room_bytes
-    model = request.model
     # Its own old runner goes first, or the one just being loaded with other options: a
     # reload gives back what that one held. What is leaving anyway counts as free already.
-    held, has_old = 0, False
-    for other in node.running:
-        if other.loading and other.model == model:
-            held += other.reserved_bytes
-            has_old = True
-    if runner is not None and model not in node.leaving:
-        held += runner.size_vram_bytes
-        has_old = True
-    victims = [model] if has_old else []
+    old = [r.reserved_bytes for r in node.running if r.loading and r.model == request.model]
+    if runner is not None and runner.name not in node.leaving:
+        old.append(runner.size_vram_bytes)
+    victims = [request.model] if old else []
     if free is None:
         return Fit("unknown", needs.bytes, tuple(victims))
-    rooms = _rooms(node, free + held)
+    rooms = _rooms(node, free + sum(old))
     line = _line_of_victims(request, node)
     limit = node.node.max_loaded_models or MODELS_PER_GPU * len(rooms)
     # Without a GPU Ollama >= 0.30 asks for no memory, only counts models.
