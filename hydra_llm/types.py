@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from hydra_llm.exceptions import ConfigurationError
-from hydra_llm.vram.cards import usual_bandwidth
+from hydra_llm.vram.cards import usual_bandwidth, usual_size
 from hydra_llm.vram.layers import KV_BYTES
 from hydra_llm.vram.shape import ModelShape
 
@@ -667,6 +667,8 @@ class NodeSnapshot:
     learned_room_bytes: int | None = None
     """What models may take of its GPUs together, by what Ollama did with them: a guess between
     bounds, used where no source tells; None where nothing was loaded yet."""
+    has_shown_room: bool = False
+    """Whether Ollama has shown how much that is at most."""
 
     @property
     def id(self) -> str:
@@ -715,11 +717,27 @@ class NodeSnapshot:
 
     @cached_property
     def room_bytes(self) -> int | None:
-        """As :attr:`free_vram_bytes`; where that is unknown, what was learned of the node."""
-        if self.measured_free_vram_bytes is not None or self.learned_room_bytes is None:
+        """
+        As :attr:`free_vram_bytes`; where that is unknown, what was learned of the node.
+
+        Of one where nothing is known yet, the first load is under way, or was there before us:
+        the smallest usual card that has room for it is taken. None while nothing is there.
+        """
+        if self.measured_free_vram_bytes is not None:
             return self.free_vram_bytes
         staying = sum(m.size_vram_bytes for m in self.loaded.values() if m.name not in self.leaving)
-        return max(0, self.learned_room_bytes - staying - self.reserved_bytes)
+        taken = staying + self.reserved_bytes
+        room = self.learned_room_bytes
+        if room is None:
+            if not taken or self.total_vram_bytes is not None:
+                return None
+            room = usual_size(taken, self.bytes_per_second)
+        return max(0, room - taken)
+
+    @property
+    def may_have_more_room(self) -> bool:
+        """Whether :attr:`room_bytes` may be too small: nobody tells, and nothing has shown it."""
+        return self.total_vram_bytes is None and not self.has_shown_room
 
     @cached_property
     def leaving(self) -> frozenset[str]:

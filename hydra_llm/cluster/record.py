@@ -504,6 +504,7 @@ class NodeRecord:
             learned_room_bytes=self.room.likely_bytes(self.learner.bytes_per_second)
             if self.total_vram_bytes is None
             else None,
+            has_shown_room=self.room.is_bounded,
         )
 
 

@@ -49,6 +49,11 @@ class LearnedRoom:
         usual = usual_size(self._least)
         return usual if usual < self._most else (self._least + self._most) // 2
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it has shown how much it has at most."""
+        return self._most is not None
+
     def used(self, model: str, now: float) -> None:
         """Somebody has used the model: it does not go for want of use."""
         self._used_at[model] = now
@@ -89,17 +94,19 @@ class LearnedRoom:
             if not taken:  # without GPUs
                 self._least = self._most = 0
                 return
-            self._has(taken + margin)
-            self._has_less_than(taken + margin + max(m.size_bytes for m in come) // _LAYERS)
+            layer = max(model.size_bytes for model in come) // _LAYERS
+            self._is_between(taken + margin, taken + margin + layer)
             return
-        self._has(taken + margin)
+        least = taken + margin
         if len(come) > 1:
+            self._has(least)
             return
         new = come[0]
         stayed = taken - new.size_vram_bytes
         needed = stayed + int(forecast(new) / rule.share)
         if stayed:
-            self._has(needed)
+            least = max(least, needed)
+        self._has(least)
         gone = [model for name, model in before.items() if name not in loaded]
         if (
             gone
@@ -107,7 +114,7 @@ class LearnedRoom:
             and not any(self._is_idle(model, now) for model in gone)
         ):
             # Beside the last one that had to go there was no room.
-            self._has_less_than(needed + max(model.size_vram_bytes for model in gone))
+            self._is_between(least, needed + max(model.size_vram_bytes for model in gone))
 
     def _is_idle(self, model: LoadedModel, now: float) -> bool:
         """Whether it may have gone because nobody used it."""
@@ -122,7 +129,8 @@ class LearnedRoom:
             self._most = None
         self._least = max(self._least, size_bytes)
 
-    def _has_less_than(self, size_bytes: int) -> None:
-        if size_bytes <= self._least:
-            self._least = 0
-        self._most = size_bytes if self._most is None else min(self._most, size_bytes)
+    def _is_between(self, least_bytes: int, most_bytes: int) -> None:
+        self._has(least_bytes)
+        if self._least >= most_bytes:
+            self._least = least_bytes
+        self._most = most_bytes if self._most is None else min(self._most, most_bytes)

@@ -204,14 +204,16 @@ def load(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float
     """
     Until the model is loaded, as far as the request has to pay for it.
 
-    A further copy of a model in memory that is free serves others after it. What these will wait
-    less within the eviction horizon is taken off, down to :data:`LEAST_LOAD_SHARE`.
+    A further copy of a model in memory that is free, or may be, serves others after it. What these
+    will wait less within the eviction horizon is taken off, down to :data:`LEAST_LOAD_SHARE`.
     """
     seconds = load_wait(request, node, moment)
     if not seconds:
         return 0.0
     demand = moment.demand.get(request.model)
-    if demand is None or not demand.warm_nodes or moment.fit(request, node).verdict != "fits":
+    if demand is None or not demand.warm_nodes:
+        return seconds
+    if not node.may_have_more_room and moment.fit(request, node).verdict != "fits":
         return seconds
     rate, own = demand.rate(moment.now), alone_seconds(request, node, moment)
     busy = min(MOST_BUSY, rate * own / demand.warm_nodes)

@@ -265,7 +265,8 @@ def _shared_with_cpu(
     # The least that has to be there, as nothing else is.
     too_big = node.ram_bytes is not None and needs.bytes - on_gpus > node.ram_bytes
     # Nobody is turned away for what is only guessed.
-    cannot = too_big and not _may_have_less_context(request, node)
+    is_guessed = node.may_have_more_room or _may_have_less_context(request, node)
+    cannot = too_big and not is_guessed
     return Fit(
         "cannot" if cannot else "offloads",
         needs.bytes,

@@ -13,8 +13,8 @@ __all__ = ["GIB", "usual_bandwidth", "usual_size"]
 
 GIB = 1 << 30
 
-SIZES_GIB = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
-"""What cards, and small groups of them, have."""
+SIZES_GIB = (8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
+"""What cards that models are run on, and small groups of them, have."""
 
 BANDWIDTHS = ((72, 1500e9), (20, 650e9), (14, 400e9), (10, 350e9), (0, 250e9))
 """Bytes per second as they are reached, by the GiB that such a card has at least."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ from hydra_llm.cluster import Cluster
 from hydra_llm.cluster.room import LearnedRoom
 from hydra_llm.scheduling import Moment
 from hydra_llm.scheduling.memory import fit_of
-from hydra_llm.types import LoadedModel, NodeSnapshot, Observation, RunnerOptions, Usage
+from hydra_llm.types import (
+    HostMemory,
+    LoadedModel,
+    NodeSnapshot,
+    Observation,
+    RunnerOptions,
+    RunningRequest,
+    Usage,
+)
 from hydra_llm.vram.cards import GIB
 from hydra_llm.vram.loading import loading_rule
 from tests.cluster.ledgers import Clock, granted, ledger, node, seen, snapshot_of
@@ -68,9 +77,9 @@ def test_what_was_there_before_anybody_looked_tells_nothing() -> None:
 
 
 def test_a_model_that_lies_there_as_a_whole_has_room_and_the_margin() -> None:
-    assert learned({}, runners(a=4.9)) == 6
-    assert learned({}, runners(a=5.1)) == 8, "1 GiB is left free beside it"
-    assert learned({}, runners(a=5.1), version="0.24.0") == 6
+    assert learned({}, runners(a=8.9)) == 10
+    assert learned({}, runners(a=9.1)) == 12, "1 GiB is left free beside it"
+    assert learned({}, runners(a=9.1), version="0.24.0") == 10
 
 
 def test_models_that_lie_there_together_have_room_by_the_rule_that_let_the_second_in() -> None:
@@ -186,7 +195,7 @@ def after(*observations: Observation) -> NodeSnapshot:
 
 
 def test_only_of_a_node_that_nobody_tells_of_it_is_learned() -> None:
-    assert after(untold(0.0), untold(1.0, LLAMA)).learned_room_bytes == 4 * GIB
+    assert after(untold(0.0), untold(1.0, LLAMA)).learned_room_bytes == 8 * GIB
     assert after(seen(), seen(at=1.0, warm=(LLAMA,))).learned_room_bytes is None
 
 
@@ -196,9 +205,9 @@ def test_it_is_what_placements_are_judged_by_and_not_what_is_shown() -> None:
 
     assert fit_of(request(QWEN), unknown, Moment()).verdict == "unknown"
     found = fit_of(request(QWEN), known, Moment())
-    assert (found.verdict, found.victims) == ("offloads", (LLAMA,))
+    assert (found.verdict, found.victims) == ("evicts", (LLAMA,))
     assert known.free_vram_bytes is None
-    assert known.room_bytes == 4 * GIB - loaded(LLAMA)[LLAMA].size_vram_bytes
+    assert known.room_bytes == 8 * GIB - loaded(LLAMA)[LLAMA].size_vram_bytes
 
 
 def test_a_node_that_loads_into_system_memory_is_taken_for_one_without_gpus() -> None:
@@ -260,4 +269,54 @@ def test_a_pending_load_and_what_it_pushes_out_count() -> None:
     found = snapshot_of(cluster)
 
     assert lease.placement.evicts == {LLAMA}
-    assert found.room_bytes == 4 * GIB - lease.placement.reserved_bytes
+    assert found.room_bytes == 8 * GIB - lease.placement.reserved_bytes
+
+
+# ------------------------------------------------------- before anything has shown
+
+
+def loading(model: str, reserved_gib: float) -> RunningRequest:
+    return running(model, loading=True, reserved_bytes=round(reserved_gib * GIB))
+
+
+@pytest.mark.parametrize(("reserved", "speed", "room"), [(5.0, None, 3.0), (5.0, 700e9, 19.0)])
+def test_a_node_that_nothing_has_shown_is_taken_for_the_least_that_holds_what_comes(
+    reserved: float, speed: float | None, room: float
+) -> None:
+    found = after(untold(0.0)).with_running((loading(LLAMA, reserved),))
+
+    assert replace(found, bytes_per_second=speed).room_bytes == round(room * GIB)
+    assert found.free_vram_bytes is None, "it is not shown"
+
+
+def test_a_load_on_its_way_keeps_others_from_coming_after_it() -> None:
+    empty = after(untold(0.0))
+    found = empty.with_running((loading(LLAMA, 5.0),))
+
+    assert fit_of(request(QWEN), empty, Moment()).verdict == "unknown"
+    assert fit_of(request(QWEN), found, Moment()).victims == (LLAMA,)
+
+
+def test_nothing_is_guessed_where_the_memory_is_told_and_only_its_use_is_not() -> None:
+    told = replace(after(untold(0.0)), total_vram_bytes=24 * GIB)
+
+    assert told.with_running((loading(LLAMA, 5.0),)).room_bytes is None
+    assert not told.may_have_more_room
+
+
+def test_it_may_have_more_until_ollama_has_shown_that_it_has_not() -> None:
+    filled = {BIG: loaded(BIG, size_vram_bytes=5 * GIB)[BIG]}
+
+    assert after(untold(0.0), untold(1.0, LLAMA)).may_have_more_room
+    assert not after(untold(0.0), untold(1.0, loaded=filled)).may_have_more_room
+    assert not after(seen()).may_have_more_room
+
+
+def test_nobody_is_turned_away_for_memory_that_is_only_guessed() -> None:
+    little = HostMemory(total_bytes=2 * GIB, available_bytes=2 * GIB)
+    found = replace(
+        after(untold(0.0)).with_running((loading(LLAMA, 5.0),)), host=little, default_context=4096
+    )
+
+    assert fit_of(request(BIG), found, Moment()).verdict == "offloads"
+    assert fit_of(request(BIG), replace(found, has_shown_room=True), Moment()).verdict == "cannot"

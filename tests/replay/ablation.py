@@ -25,7 +25,7 @@ from hydra_llm.replay.running import HYDRA, replay
 from hydra_llm.replay.workload import read_load
 from hydra_llm.scheduling.costs import COST_TERMS
 from hydra_llm.scheduling.moment import Prices
-from hydra_llm.types import RunningRequest
+from hydra_llm.types import NodeSnapshot, RunningRequest
 from tests.replay.jobs import processes
 
 COSTS, SCHEDULER = "hydra_llm.scheduling.costs", "hydra_llm.scheduling.scheduler"
@@ -50,10 +50,6 @@ def free(*_: object) -> float:
 def nothing_cached(*_: object) -> dict[str, int]:
     """As if no node remembered any prompt."""
     return {}
-
-
-def nothing_known(*_: object) -> None:
-    """As if there were no telling."""
 
 
 Changes = Mapping[str, Any]
@@ -81,7 +77,7 @@ IDEAS: dict[str, Changes] = {
         "hydra_llm.cluster.record.NodeRecord._cache_ratio": None
     },
     "what nobody tells is learned": {
-        "hydra_llm.cluster.room.LearnedRoom.likely_bytes": nothing_known
+        f"{TYPES}.NodeSnapshot.room_bytes": NodeSnapshot.free_vram_bytes
     },
     "swaps are put off": {f"{LEDGER}.SWAP_PATIENCE": 0.0},
     "the rest waits in the router": {f"{SCHEDULER}.HEADROOM_BY_PRIORITY": (1000,) * 10},

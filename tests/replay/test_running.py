@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from hydra_llm.cluster.room import LearnedRoom
 from hydra_llm.replay.clusters import Machine, Machines, Weights, find_cluster
 from hydra_llm.replay.running import HYDRA, KNOWING, POLICIES, Run, replay, wanted_of
 from hydra_llm.replay.workload import Asked, Shared, read_load
+from hydra_llm.types import NodeSnapshot
 
 MODEL = "llama3.1:8b"
 
@@ -105,7 +105,7 @@ def test_a_router_that_is_told_no_memory_finds_out(monkeypatch: pytest.MonkeyPat
         return sum(replay(cluster, run, HYDRA, seed=seed).loads for seed, run in enumerate(runs))
 
     finding_out = loads()
-    monkeypatch.setattr(LearnedRoom, "likely_bytes", lambda *_: None)
+    monkeypatch.setattr(NodeSnapshot, "room_bytes", NodeSnapshot.free_vram_bytes)
     assert 2 * finding_out < 1.5 * loads()
 
 

@@ -450,6 +450,15 @@ def test_a_further_copy_that_pushes_out_another_model_pays_all() -> None:
     assert cost("load", request(BIG), full, demand=demand) > 4.0
 
 
+def test_a_further_copy_pays_in_part_where_memory_may_be_free_that_nothing_has_shown() -> None:
+    demand = {BIG: Demand(per_second=5.0, warm_nodes=1, output_tokens=100.0)}
+    known = measured(models=(LLAMA, BIG), model=BIG, free_vram_gb=None)
+    untold = replace(known, loaded=loaded(LLAMA), total_vram_bytes=None, learned_room_bytes=16 * GB)
+
+    assert cost("load", request(BIG), untold, demand=demand) < 4.0
+    assert cost("load", request(BIG), replace(untold, has_shown_room=True), demand=demand) > 4.0
+
+
 def test_a_copy_that_runs_in_system_memory_is_not_worth_its_reload() -> None:
     """Whoever wants it next would rather have it loaded where it is fast."""
     demand = {LLAMA: Demand(per_second=100.0, warm_nodes=1, output_tokens=100.0)}

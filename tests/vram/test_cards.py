@@ -23,13 +23,14 @@ def test_decimal_gigabytes_are_the_same_card(gb: float, like_gib: int) -> None:
 @pytest.mark.parametrize(
     ("least_gib", "speed", "gib"),
     [
-        (0.0, None, 4),
-        (5.3, None, 6),
+        (0.0, None, 8),
+        (5.3, None, 8),
         (8.0, None, 8),
+        (8.5, None, 10),
         (13.0, None, 16),
         (5.3, 700e9, 24),
         (5.3, 400e9, 12),
-        (5.3, 100e9, 6),
+        (5.3, 100e9, 8),
         (30.0, 400e9, 32),
         (600.0, None, 600),
     ],
