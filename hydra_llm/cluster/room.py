@@ -106,7 +106,6 @@ class LearnedRoom:
         needed = stayed + int(forecast(new) / rule.share)
         if stayed:
             least = max(least, needed)
-        self._has(least)
         gone = [model for name, model in before.items() if name not in loaded]
         if (
             gone
@@ -115,6 +114,8 @@ class LearnedRoom:
         ):
             # Beside the last one that had to go there was no room.
             self._is_between(least, needed + max(model.size_vram_bytes for model in gone))
+        else:
+            self._has(least)
 
     def _is_idle(self, model: LoadedModel, now: float) -> bool:
         """Whether it may have gone because nobody used it."""

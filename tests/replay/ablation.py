@@ -52,6 +52,10 @@ def nothing_cached(*_: object) -> dict[str, int]:
     return {}
 
 
+def nothing_known(*_: object) -> None:
+    """As if there were no telling."""
+
+
 Changes = Mapping[str, Any]
 
 IDEAS: dict[str, Changes] = {
@@ -76,8 +80,11 @@ IDEAS: dict[str, Changes] = {
     "one model's cache tells of the others'": {
         "hydra_llm.cluster.record.NodeRecord._cache_ratio": None
     },
-    "what nobody tells is learned": {
+    "what nobody tells is guessed": {
         f"{TYPES}.NodeSnapshot.room_bytes": NodeSnapshot.free_vram_bytes
+    },
+    "loads show what a node holds": {
+        "hydra_llm.cluster.room.LearnedRoom.likely_bytes": nothing_known
     },
     "swaps are put off": {f"{LEDGER}.SWAP_PATIENCE": 0.0},
     "the rest waits in the router": {f"{SCHEDULER}.HEADROOM_BY_PRIORITY": (1000,) * 10},

@@ -16,7 +16,8 @@ TALK = Case(name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=
 
 CASES = {
     "prompts are cached": (TALK, 2),
-    "what nobody tells is learned": (STRANGE, 1),
+    "what nobody tells is guessed": (STRANGE, 1),
+    "loads show what a node holds": (STRANGE, 1),
     "a copy in system memory is worth little": (MIXED, 0),
     "nobody reads three tokens a second": (MIXED, 0),
     "one model's cache tells of the others'": (MIXED, 0),

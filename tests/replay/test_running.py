@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from hydra_llm.cluster.room import LearnedRoom
 from hydra_llm.replay.clusters import Machine, Machines, Weights, find_cluster
 from hydra_llm.replay.running import HYDRA, KNOWING, POLICIES, Run, replay, wanted_of
 from hydra_llm.replay.workload import Asked, Shared, read_load
 from hydra_llm.types import NodeSnapshot
+from tests.replay.strange import figures
 
 MODEL = "llama3.1:8b"
 
@@ -107,6 +109,18 @@ def test_a_router_that_is_told_no_memory_finds_out(monkeypatch: pytest.MonkeyPat
     finding_out = loads()
     monkeypatch.setattr(NodeSnapshot, "room_bytes", NodeSnapshot.free_vram_bytes)
     assert 2 * finding_out < 1.5 * loads()
+
+
+def test_what_loads_show_is_worth_more_than_the_first_guess(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = (24, HYDRA, 2, False)
+    found_out, _, _ = figures(job)
+
+    monkeypatch.setattr(LearnedRoom, "likely_bytes", lambda *_: None)
+    guessed, _, _ = figures(job)
+
+    assert 2 * found_out < guessed
 
 
 def test_the_real_router_keeps_all_but_one_more_than_the_slots_to_itself() -> None:
