@@ -176,6 +176,7 @@ class NodeRecord:
                 forecast=self._forecast_of,
                 rule=loading_rule(self.version),
                 most_models=self.node.max_loaded_models or MODELS_PER_GPU,
+                is_loading=any(running.loading for running in self.running),
             )
         if seen.devices is not None:
             self.devices = seen.devices

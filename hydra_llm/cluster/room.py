@@ -30,11 +30,13 @@ class LearnedRoom:
         self._is_known = False
         self._shown: Mapping[str, LoadedModel] | None = None
         """What ``/api/ps`` showed last; None before, and after a silence."""
+        self._gone: dict[str, LoadedModel] = {}
+        """What was in use and has gone since the load began that is under way."""
         self._used_at: dict[str, float] = {}
 
     def likely_bytes(self, bytes_per_second: float | None) -> int | None:
         """
-        What is most likely: between the bounds, the least that is usual.
+        What is most likely: between the bounds, what is usual.
 
         Args:
             bytes_per_second: at which models are read there: larger cards have faster memory.
@@ -44,10 +46,11 @@ class LearnedRoom:
         """
         if not self._is_known:
             return None
+        guesses = (usual_size(self._least, bytes_per_second), usual_size(self._least))
         if self._most is None:
-            return usual_size(self._least, bytes_per_second)
-        usual = usual_size(self._least)
-        return usual if usual < self._most else (self._least + self._most) // 2
+            return guesses[0]
+        fitting = (guess for guess in guesses if guess < self._most)
+        return next(fitting, (self._least + self._most) // 2)
 
     @property
     def is_bounded(self) -> bool:
@@ -61,6 +64,7 @@ class LearnedRoom:
     def is_silent(self) -> None:
         """The node was not seen for a while: what is there next may have come at any time."""
         self._shown = None
+        self._gone.clear()
 
     def shows(
         self,
@@ -70,9 +74,13 @@ class LearnedRoom:
         forecast: Callable[[LoadedModel], int],
         rule: LoadingRule,
         most_models: int,
+        is_loading: bool,
     ) -> None:
         """
         What ``/api/ps`` shows now.
+
+        A model that is pushed out has gone long before the other one is there: that one appears
+        when it is ready (BEHAVIOUR section 7).
 
         Args:
             loaded: the models.
@@ -80,11 +88,19 @@ class LearnedRoom:
             forecast: bytes that Ollama expected a model to take.
             rule: how it decides.
             most_models: so many may be loaded, whatever they take.
+            is_loading: whether a load is known to be under way there.
         """
         before, self._shown = self._shown, loaded
         if before is None:
             return
         come = [model for name, model in loaded.items() if name not in before]
+        for name, model in before.items():
+            if name not in loaded and not self._is_idle(model, now):
+                self._gone[name] = model
+        # One that is only loaded anew made room for nobody else.
+        gone = [model for name, model in self._gone.items() if name not in loaded]
+        if come or not is_loading:
+            self._gone.clear()
         if not come:
             return
         self._is_known = True
@@ -95,7 +111,8 @@ class LearnedRoom:
                 self._least = self._most = 0
                 return
             layer = max(model.size_bytes for model in come) // _LAYERS
-            self._is_between(taken + margin, taken + margin + layer)
+            # How much of the margin is kept there is not known.
+            self._is_between(taken, taken + margin + layer)
             return
         least = taken + margin
         if len(come) > 1:
@@ -106,12 +123,7 @@ class LearnedRoom:
         needed = stayed + int(forecast(new) / rule.share)
         if stayed:
             least = max(least, needed)
-        gone = [model for name, model in before.items() if name not in loaded]
-        if (
-            gone
-            and len(before) < most_models
-            and not any(self._is_idle(model, now) for model in gone)
-        ):
+        if gone and len(loaded) - 1 + len(gone) < most_models:
             # Beside the last one that had to go there was no room.
             self._is_between(least, needed + max(model.size_vram_bytes for model in gone))
         else:

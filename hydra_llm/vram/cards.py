@@ -11,16 +11,17 @@ from bisect import bisect_left
 
 __all__ = ["GIB", "usual_bandwidth", "usual_size"]
 
+GB = 10**9
 GIB = 1 << 30
 
-SIZES_GIB = (8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
-"""What cards that models are run on, and small groups of them, have."""
+SIZES = (8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
+"""What cards that models are run on, and small groups of them, are sold as having."""
 
 BANDWIDTHS = ((72, 1500e9), (20, 650e9), (14, 400e9), (10, 350e9), (0, 250e9))
 """Bytes per second as they are reached, by the GiB that such a card has at least."""
 
 SIZES_BY_BANDWIDTH = ((1500e9, 80), (1100e9, 32), (550e9, 24), (330e9, 12), (200e9, 8))
-"""GiB that a card with as fast a memory has at least, mostly."""
+"""What a card with as fast a memory is sold as having at least, mostly."""
 
 
 def usual_bandwidth(size_bytes: int) -> float:
@@ -30,7 +31,9 @@ def usual_bandwidth(size_bytes: int) -> float:
 
 def usual_size(least_bytes: int, bytes_per_second: float | None = None) -> int:
     """
-    The least that a card has: of the usual sizes, and no less than what is given.
+    The least that a card has to give: of the usual sizes, and no less than what is given.
+
+    A card sold as 24 has 24 GiB, of which 24 GB mostly are free: a driver, a desktop take the rest.
 
     Args:
         least_bytes: that it is known to have.
@@ -38,7 +41,8 @@ def usual_size(least_bytes: int, bytes_per_second: float | None = None) -> int:
     """
     least = float(least_bytes)
     if bytes_per_second is not None:
-        fast = (gib for speed, gib in SIZES_BY_BANDWIDTH if bytes_per_second >= speed)
-        least = max(least, next(fast, 0) * GIB)
-    place = bisect_left(SIZES_GIB, least / GIB)
-    return SIZES_GIB[place] * GIB if place < len(SIZES_GIB) else round(least)
+        fast = (size for speed, size in SIZES_BY_BANDWIDTH if bytes_per_second >= speed)
+        least = max(least, next(fast, 0) * GB)
+    place = bisect_left(SIZES, least / GIB)
+    usual = SIZES[place] * GB if place < len(SIZES) else 0
+    return max(usual, round(least))

@@ -11,13 +11,14 @@ from tests.replay.ablation import IDEAS, UNEQUAL, Case, first_tokens, without
 
 BUSY = Case(name="busy", cluster="24+24+12+8", trace="poisson", rate=1.0, requests=100)
 MIXED = Case(name="mixed", cluster=UNEQUAL, trace="poisson", rate=1.0, requests=100)
+UNTOLD = replace(BUSY, name="untold", vram_told=False)
 STRANGE = replace(MIXED, name="strange", vram_told=False)
 TALK = Case(name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=1.0, requests=100)
 
 CASES = {
     "prompts are cached": (TALK, 2),
     "what nobody tells is guessed": (STRANGE, 1),
-    "loads show what a node holds": (STRANGE, 1),
+    "loads show what a node holds": (UNTOLD, 2),
     "a copy in system memory is worth little": (MIXED, 0),
     "nobody reads three tokens a second": (MIXED, 0),
     "one model's cache tells of the others'": (MIXED, 0),

@@ -114,13 +114,14 @@ def test_a_router_that_is_told_no_memory_finds_out(monkeypatch: pytest.MonkeyPat
 def test_what_loads_show_is_worth_more_than_the_first_guess(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = (24, HYDRA, 2, False)
-    found_out, _, _ = figures(job)
+    job = (24, HYDRA, 1, False)
+    first_token, _, loads = figures(job)
 
     monkeypatch.setattr(LearnedRoom, "likely_bytes", lambda *_: None)
-    guessed, _, _ = figures(job)
+    first_token_guessed, _, loads_guessed = figures(job)
 
-    assert 2 * found_out < guessed
+    assert 3 * loads < loads_guessed
+    assert 1.5 * first_token < first_token_guessed
 
 
 def test_the_real_router_keeps_all_but_one_more_than_the_slots_to_itself() -> None:
