@@ -25,12 +25,14 @@ unexport PYTHONPATH
 VERSIONS ?= 1.100.5 1.106.2 1.109.3
 PER_VERSION := $(addprefix tests/litellm/,test_routing.py test_failover.py test_leases.py test_words.py provider)
 
-.PHONY: help demo test check lock bench versions clean
+.PHONY: help setup demo test check lock bench versions clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(DEV) $(PROXY) $(AUDIT) ## install all that tests and checks need; each target does so by itself
 
 demo: $(RUNTIME) ## route requests over simulated nodes, on this machine alone
 	@$(BIN)/hydra-llm demo
