@@ -1,5 +1,6 @@
 """What every test has: a watch on what it leaves behind, and nothing of the machine's settings."""
 
+import gc
 import io
 import itertools
 import os
@@ -16,6 +17,12 @@ settings.register_profile("unhurried", parent=settings.default, deadline=None)
 settings.load_profile("unhurried")
 
 _numbers = itertools.count()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what stays: of LiteLLM alone 400,000 objects, 0.25 s a time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
