@@ -46,11 +46,11 @@ class LearnedRoom:
         """
         if not self._is_known:
             return None
-        guesses = (usual_size(self._least, bytes_per_second), usual_size(self._least))
-        if self._most is None:
-            return guesses[0]
-        fitting = (guess for guess in guesses if guess < self._most)
-        return next(fitting, (self._least + self._most) // 2)
+        usual = usual_size(self._least, bytes_per_second)
+        if self._most is None or usual < self._most:
+            return usual
+        usual = usual_size(self._least)
+        return usual if usual < self._most else (self._least + self._most) // 2
 
     @property
     def is_bounded(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-__all__ = ["GIB", "usual_bandwidth", "usual_size"]
+__all__ = ["GB", "GIB", "usual_bandwidth", "usual_size"]
 
 GB = 10**9
 GIB = 1 << 30
@@ -33,7 +33,7 @@ def usual_size(least_bytes: int, bytes_per_second: float | None = None) -> int:
     """
     The least that a card has to give: of the usual sizes, and no less than what is given.
 
-    A card sold as 24 has 24 GiB, of which 24 GB mostly are free: a driver, a desktop take the rest.
+    A card sold as 24 has 24 GiB and counts with 24 GB: a driver and a desktop want some of it.
 
     Args:
         least_bytes: that it is known to have.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hydra_llm.vram.accounting import era_of, numbers_of
-from hydra_llm.vram.cards import GIB
+from hydra_llm.vram.cards import GB, GIB
 
 __all__ = [
     "DEFAULT_KEEP_ALIVE_SECONDS",
@@ -19,8 +19,6 @@ __all__ = [
     "default_context",
     "loading_rule",
 ]
-
-GB = 10**9
 
 FIRST_MODEL_MARGIN_BYTES = GIB
 """What llama.cpp's ``--fit`` leaves free per device (Ollama >= 0.30)."""

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from hydra_llm.cluster.room import LearnedRoom
 from hydra_llm.replay.clusters import Machine, Machines, Weights, find_cluster
 from hydra_llm.replay.running import HYDRA, KNOWING, POLICIES, Run, replay, wanted_of
 from hydra_llm.replay.workload import Asked, Shared, read_load
-from hydra_llm.types import NodeSnapshot
+from tests.replay.ablation import without
 from tests.replay.strange import figures
 
 MODEL = "llama3.1:8b"
@@ -98,7 +97,7 @@ def test_who_places_by_hand_has_models_stay() -> None:
     assert run.loads == 1
 
 
-def test_a_router_that_is_told_no_memory_finds_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_router_that_is_told_no_memory_finds_out() -> None:
     cluster = find_cluster("24+24+12+8").untold()
     load = read_load("poisson", rate=0.5, requests=100)
 
@@ -107,18 +106,16 @@ def test_a_router_that_is_told_no_memory_finds_out(monkeypatch: pytest.MonkeyPat
         return sum(replay(cluster, run, HYDRA, seed=seed).loads for seed, run in enumerate(runs))
 
     finding_out = loads()
-    monkeypatch.setattr(NodeSnapshot, "room_bytes", NodeSnapshot.free_vram_bytes)
-    assert 2 * finding_out < 1.5 * loads()
+    with without("what nobody tells is guessed"):
+        assert 2 * finding_out < 1.5 * loads()
 
 
-def test_what_loads_show_is_worth_more_than_the_first_guess(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_loads_show_is_worth_more_than_the_first_guess() -> None:
     job = (24, HYDRA, 1, False)
     first_token, _, loads = figures(job)
 
-    monkeypatch.setattr(LearnedRoom, "likely_bytes", lambda *_: None)
-    first_token_guessed, _, loads_guessed = figures(job)
+    with without("loads show what a node holds"):
+        first_token_guessed, _, loads_guessed = figures(job)
 
     assert 3 * loads < loads_guessed
     assert 1.5 * first_token < first_token_guessed
