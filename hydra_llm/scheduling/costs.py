@@ -285,23 +285,41 @@ def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
     """
     What pushing other models out costs those who will want them again soon.
 
-    The next request waits for a reload if it comes within the horizon. If many come, those that
-    come during the reload wait as well: ``rate × reload`` of them, half of it each.
+    The next request waits for a reload if it comes within the horizon, and before that for what is
+    at work in the model's place. If many come, those that come meanwhile wait as well:
+    ``rate × reload`` of them, half of it each.
     """
     fit = moment.fit(request, node)
+    if not fit.victims:
+        return 0.0
     price = 0.0
+    at_work = alone_seconds(request, node, moment)
     for victim in fit.victims:
         demand = moment.demand.get(victim)
         if demand is None or victim == request.model:
             continue
         rate = demand.rate(moment.now)
         wanted = -math.expm1(-rate * moment.prices.eviction_horizon_seconds)
+        if not wanted:
+            continue
         lost = _lost_on_cpu(victim, node, moment)
-        reload = max(0.0, load_seconds_of(victim, node, moment) - lost)
+        waits = load_seconds_of(victim, node, moment) + still_at_work(at_work, rate) / wanted
+        reload = max(0.0, waits - lost)
         waited = wanted * reload * (1.0 + QUEUE_DURING_RELOAD * rate * reload / 2.0)
         elsewhere = demand.warm_nodes - (victim in node.loaded)
         price += waited if elsewhere <= 0 else COPY_ELSEWHERE_SHARE * waited
     return price * OTHERS_TIME[request.priority - 1]
+
+
+def still_at_work(seconds: float, rate: float) -> float:
+    """
+    What is left of ``seconds`` of work, in the mean, when the next of a stream of requests comes.
+
+    They come at ``rate`` a second, independently of each other, so the next one's time T is
+    exponentially distributed: the mean of max(0, ``seconds`` − T) is
+    ``seconds`` − (1 − exp(−``rate`` × ``seconds``)) / ``rate``.
+    """
+    return max(0.0, seconds + math.expm1(-rate * seconds) / rate)
 
 
 def _lost_on_cpu(model: str, node: NodeSnapshot, moment: Moment) -> float:

@@ -69,6 +69,7 @@ IDEAS: dict[str, Changes] = {
     "pushing a model out has a price": {
         f"{SCHEDULER}.COST_TERMS": {**COST_TERMS, "eviction": free}
     },
+    "what has come must answer before a reload": {f"{COSTS}.still_at_work": free},
     "those that come during a reload wait too": {f"{COSTS}.QUEUE_DURING_RELOAD": 0.0},
     "another warm copy takes over": {f"{COSTS}.COPY_ELSEWHERE_SHARE": 1.0},
     "a further copy serves others": {f"{COSTS}.LEAST_LOAD_SHARE": 1.0},

@@ -10,19 +10,19 @@ import pytest
 from tests.replay.ablation import IDEAS, UNEQUAL, Case, first_tokens, without
 
 BUSY = Case(name="busy", cluster="24+24+12+8", trace="poisson", rate=1.0, requests=100)
-MIXED = Case(name="mixed", cluster=UNEQUAL, trace="poisson", rate=1.0, requests=100)
-UNTOLD = replace(BUSY, name="untold", vram_told=False)
-STRANGE = replace(MIXED, name="strange", vram_told=False)
+STRANGE = replace(BUSY, name="strange", cluster=UNEQUAL, vram_told=False)
+CALM = replace(STRANGE, name="calm", rate=0.5)
 TALK = Case(name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=1.0, requests=100)
 
 CASES = {
     "prompts are cached": (TALK, 2),
     "what nobody tells is guessed": (STRANGE, 1),
-    "loads show what a node holds": (UNTOLD, 2),
-    "a copy in system memory is worth little": (MIXED, 0),
-    "nobody reads three tokens a second": (MIXED, 0),
-    "one model's cache tells of the others'": (MIXED, 0),
-    "swaps are put off": (MIXED, 0),
+    "loads show what a node holds": (CALM, 4),
+    "a copy in system memory is worth little": (STRANGE, 1),
+    "another warm copy takes over": (BUSY, 2),
+    "one model's cache tells of the others'": (BUSY, 0),
+    "nobody reads three tokens a second": (BUSY, 2),
+    "swaps are put off": (BUSY, 2),
 }
 """Where an idea matters that does not matter where it is only busy."""
 

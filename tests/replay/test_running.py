@@ -112,13 +112,12 @@ def test_a_router_that_is_told_no_memory_finds_out() -> None:
 
 def test_what_loads_show_is_worth_more_than_the_first_guess() -> None:
     job = (24, HYDRA, 1, False)
-    first_token, _, loads = figures(job)
+    found_out, _, _ = figures(job)
 
     with without("loads show what a node holds"):
-        first_token_guessed, _, loads_guessed = figures(job)
+        guessed, _, _ = figures(job)
 
-    assert 3 * loads < loads_guessed
-    assert 1.5 * first_token < first_token_guessed
+    assert 1.5 * found_out < guessed
 
 
 def test_the_real_router_keeps_all_but_one_more_than_the_slots_to_itself() -> None:

@@ -23,6 +23,7 @@ from hydra_llm.scheduling.costs import (
     own_seconds,
     seconds_per_token,
     slots_of,
+    still_at_work,
 )
 from hydra_llm.scheduling.memory import fit_of
 from hydra_llm.types import (
@@ -355,9 +356,14 @@ def test_other_models_on_the_same_gpu_slow_it_down_and_are_slowed_down() -> None
 # ------------------------------------------------------------------------ eviction
 
 
-def evicting(**moment: Any) -> float:
+def only_loads(**words: Any) -> InferenceRequest:
+    """It is at work for no time at all once it is there."""
+    return request(BIG, input_tokens=0, output_tokens=0, **words)
+
+
+def evicting(asked: InferenceRequest | None = None, **moment: Any) -> float:
     node = measured(models=(LLAMA, BIG), warm=(LLAMA,), free_vram_gb=13.0, speeds={LLAMA: FAST})
-    return cost("eviction", request(BIG), node, **moment)
+    return cost("eviction", asked or only_loads(), node, **moment)
 
 
 def test_pushing_out_what_nobody_wants_is_free() -> None:
@@ -371,6 +377,30 @@ def test_pushing_out_what_is_wanted_costs_its_reload() -> None:
     assert evicting(demand={LLAMA: Demand(per_second=1 / 60)}) == pytest.approx(
         once_a_minute * (1 + queue)
     )
+
+
+def test_what_pushed_it_out_is_at_work_before_it_can_come_back() -> None:
+    asked = request(BIG, input_tokens=0, output_tokens=90)
+    at_work = 90 * 14 / 300  # 14 GB at 300 GB/s
+
+    # Somebody comes every 10 ms: the next one waits for nearly all of it.
+    price = evicting(asked, demand={LLAMA: Demand(per_second=100.0)})
+    reload = 4.0 + at_work - 0.01
+    assert price == pytest.approx(reload * (1 + QUEUE_DURING_RELOAD * 100.0 * reload / 2))
+
+    # Once an hour: whoever comes within the minute that counts finds it done, but for 1 in 14.
+    price = evicting(asked, demand={LLAMA: Demand(per_second=1 / 3600)})
+    assert price * 3600 / 60 == pytest.approx(4.0 + at_work**2 / 2 / 60, rel=0.01)
+
+
+@given(seconds=st.floats(0.0, 1e3), rate=st.floats(1e-9, 1e3))
+def test_what_is_still_at_work_when_the_next_one_comes(seconds: float, rate: float) -> None:
+    steps = 2000
+    # The mean of max(0, seconds − T) is the integral of P(T < t) from 0 to seconds.
+    parts = (-math.expm1(-rate * seconds * (n + 0.5) / steps) for n in range(steps))
+    mean = math.fsum(parts) * seconds / steps
+
+    assert still_at_work(seconds, rate) == pytest.approx(mean, rel=1e-2, abs=1e-6)
 
 
 def test_those_that_come_during_the_reload_wait_too() -> None:
@@ -394,7 +424,7 @@ def test_a_high_priority_minds_others_less_and_a_low_one_more() -> None:
 
     def prices(priority: int) -> tuple[float, float]:
         return (
-            cost("eviction", request(BIG, priority=priority), node, demand=demand),
+            cost("eviction", only_loads(priority=priority), node, demand=demand),
             cost("slowdown", request(output_tokens=100, priority=priority), shared),
         )
 
@@ -468,11 +498,11 @@ def test_a_copy_that_runs_in_system_memory_is_not_worth_its_reload() -> None:
         speed = replace(FAST, decode_seconds_per_token=seconds_per_token)
         on_cpu = loaded(LLAMA, size_vram_bytes=GB)
         node = replace(whole, loaded=on_cpu, speeds={LLAMA: speed})
-        return cost("eviction", request(BIG), node, demand=demand)
+        return cost("eviction", only_loads(), node, demand=demand)
 
     # 2 GB at 300 GB/s are 6.7 ms a token; a reload takes 4 s.
     assert price(0.0067) == pytest.approx(
-        cost("eviction", request(BIG), whole, demand=demand), rel=0.01
+        cost("eviction", only_loads(), whole, demand=demand), rel=0.01
     )
     assert 0.0 < price(0.03) < price(0.02) < price(0.01)
     assert price(0.0467) == pytest.approx(0.0, abs=0.1), "100 tokens take 4 s longer there"
