@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 from hydra_llm.exceptions import ConfigurationError
 from hydra_llm.vram.cards import usual_bandwidth, usual_size
 from hydra_llm.vram.layers import KV_BYTES
+from hydra_llm.vram.loading import DEFAULT_KEEP_ALIVE_SECONDS
 from hydra_llm.vram.shape import ModelShape
 
 __all__ = [
@@ -743,6 +744,31 @@ class NodeSnapshot:
     def leaving(self) -> frozenset[str]:
         """Models that a pending load is about to push out: they take no new work."""
         return frozenset().union(*(r.evicts for r in self.running if r.loading))
+
+    @cached_property
+    def eviction_order(self) -> tuple[tuple[str, int], ...]:
+        """
+        Models in the order in which Ollama would unload them, and the bytes each gives back.
+
+        Idle ones first, then by the shortest keep-alive, then by the path of the weights
+        (``server/sched.go``, ``findRunnerToUnload``; recorded scenarios ``evict-*``). A model that
+        is still being loaded stands at the end.
+        """
+        busy = {running.model for running in self.running}
+
+        def place(model: LoadedModel) -> tuple[bool, float, str, str]:
+            installed = self.installed.get(model.name)
+            keep_alive = model.keep_alive_seconds
+            return (
+                model.name in busy,
+                DEFAULT_KEEP_ALIVE_SECONDS if keep_alive is None else keep_alive,
+                installed.weights_file if installed is not None else "",
+                model.name,
+            )
+
+        there = [model for model in self.loaded.values() if model.name not in self.leaving]
+        coming = [(r.model, r.reserved_bytes) for r in self.running if r.loading]
+        return (*((m.name, m.size_vram_bytes) for m in sorted(there, key=place)), *coming)
 
     @cached_property
     def streams(self) -> Mapping[str, int]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hydra_llm.types import NO_OPTIONS
 from hydra_llm.vram.loading import (
-    DEFAULT_KEEP_ALIVE_SECONDS,
     LEAST_CONTEXT,
     MODELS_PER_GPU,
     context_by_memory,
@@ -217,18 +216,19 @@ def _same_runner(request: InferenceRequest, options: RunnerOptions) -> bool:
 def _fit_of_a_load(
     request: InferenceRequest, node: NodeSnapshot, moment: Moment, runner: LoadedModel | None
 ) -> Fit:
+    model = request.model
     needs = needs_of(request, node, moment)
     free = node.room_bytes
     # Its own old runner goes first, or the one just being loaded with other options: a
     # reload gives back what that one held. What is leaving anyway counts as free already.
-    old = [r.reserved_bytes for r in node.running if r.loading and r.model == request.model]
+    old = [r.reserved_bytes for r in node.running if r.loading and r.model == model]
     if runner is not None and runner.name not in node.leaving:
         old.append(runner.size_vram_bytes)
-    victims = [request.model] if old else []
+    victims = [model] if old else []
     if free is None:
         return Fit("unknown", needs.bytes, tuple(victims))
     rooms = _rooms(node, free + sum(old))
-    line = _line_of_victims(request, node)
+    line = [one for one in node.eviction_order if one[0] != model]
     limit = node.node.max_loaded_models or MODELS_PER_GPU * len(rooms)
     # Without a GPU Ollama >= 0.30 asks for no memory, only counts models.
     has_gpu = node.has_gpu
@@ -274,39 +274,6 @@ def _shared_with_cpu(
         cpu_share=cpu_share,
         gpu_bytes=on_gpus,
     )
-
-
-def _line_of_victims(request: InferenceRequest, node: NodeSnapshot) -> list[tuple[str, int]]:
-    """
-    Other models in the order in which Ollama would unload them, and what each gives back.
-
-    Idle ones first, then by the shortest keep-alive, then by the path of the weights
-    (``server/sched.go``, ``findRunnerToUnload``; recorded scenarios ``evict-*``). A model that
-    is still being loaded stands at the end.
-    """
-    others = [
-        model
-        for model in node.loaded.values()
-        if model.name != request.model and model.name not in node.leaving
-    ]
-    busy = {running.model for running in node.running}
-
-    def place(model: LoadedModel) -> tuple[bool, float, str, str]:
-        installed = node.installed.get(model.name)
-        keep_alive = model.keep_alive_seconds
-        return (
-            model.name in busy,
-            DEFAULT_KEEP_ALIVE_SECONDS if keep_alive is None else keep_alive,
-            installed.weights_file if installed is not None else "",
-            model.name,
-        )
-
-    coming = [
-        (running.model, running.reserved_bytes)
-        for running in node.running
-        if running.loading and running.model != request.model
-    ]
-    return [(model.name, model.size_vram_bytes) for model in sorted(others, key=place)] + coming
 
 
 def _rooms(node: NodeSnapshot, free_bytes: int) -> list[int]:
