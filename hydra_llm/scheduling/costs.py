@@ -37,6 +37,9 @@ QUEUE_DURING_RELOAD = 3.0
 the reload pushes out others in turn. Found by replay (docs/how-a-decision-is-made.md)."""
 LEAST_LOAD_SHARE = 0.3
 """What of its load a request pays at least for a further copy that others will use, too."""
+UNKNOWN_MEMORY_SHARE = 0.1
+"""What of a load is added where nothing tells the memory. Little, as that load will tell it: who
+shuns such nodes never learns what they hold. Found by replay, too."""
 MOST_BUSY = 0.9
 """Where queues are reckoned with: beyond this, formulas for steady ones say nothing."""
 
@@ -362,9 +365,9 @@ def risk(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> float
     price = 0.0
     if node.penalty_seconds:
         price = node.penalty(moment.now)
-    # Unknown memory is neither a pass nor a ban: half a load, since it may end on the CPU.
+    # Neither a pass nor a ban: it may end on the CPU.
     if moment.fit(request, node).verdict == "unknown":
-        price += 0.5 * load_seconds_of(request.model, node, moment)
+        price += UNKNOWN_MEMORY_SHARE * load_seconds_of(request.model, node, moment)
     return price
 
 
