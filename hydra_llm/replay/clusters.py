@@ -99,9 +99,13 @@ class Machines:
         """How much each model is asked for."""
         return {model.name: model.share for model in self.models}
 
-    def untold(self) -> Machines:
-        """Give the same cluster, with a router that is not told how much memory the nodes have."""
-        return replace(self, machines=tuple(replace(m, vram_told=False) for m in self.machines))
+    def untold(self, every: int = 1) -> Machines:
+        """Give the same cluster, with a router not told the memory of one in ``every`` nodes."""
+        machines = tuple(
+            replace(machine, vram_told=machine.vram_told and number % every != 0)
+            for number, machine in enumerate(self.machines, 1)
+        )
+        return replace(self, machines=machines)
 
     def installed(self, machine: Machine) -> tuple[str, ...]:
         """Names of the models that a node has."""

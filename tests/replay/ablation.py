@@ -84,6 +84,7 @@ IDEAS: dict[str, Changes] = {
     "what nobody tells is guessed": {
         f"{TYPES}.NodeSnapshot.room_bytes": NodeSnapshot.free_vram_bytes
     },
+    "what is unknown is found out": {f"{COSTS}.UNKNOWN_MEMORY_SHARE": 0.5},
     "loads show what a node holds": {
         "hydra_llm.cluster.room.LearnedRoom.likely_bytes": nothing_known
     },

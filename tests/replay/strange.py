@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from statistics import fmean
+from typing import Literal, get_args
 
 from hydra_llm.replay.clusters import Machine, Machines, Weights
 from hydra_llm.replay.measures import percentile
@@ -81,12 +82,16 @@ def _placed(cluster: Machines, rate: float) -> Placed:
     )
 
 
-def figures(job: tuple[int, str, int, bool]) -> tuple[float, float, int]:
+Told = Literal["all", "half", "none"]
+"""Of which nodes the router is told the memory."""
+
+
+def figures(job: tuple[int, str, int, Told]) -> tuple[float, float, int]:
     """Mean and p99 of the seconds to a first token, and loads."""
-    number, policy, seed, vram_told = job
+    number, policy, seed, told = job
     cluster, rate = strange(number)
-    if not vram_told:
-        cluster = cluster.untold()
+    if told != "all":
+        cluster = cluster.untold(every=2 if told == "half" else 1)
     load = read_load("poisson", rate=rate, requests=REQUESTS)
     asked = load.requests(cluster.shares, seed=seed, num_ctx=cluster.num_ctx)
     run = replay(cluster, asked, policy, seed=seed)
@@ -94,17 +99,17 @@ def figures(job: tuple[int, str, int, bool]) -> tuple[float, float, int]:
 
 
 def table(
-    clusters: range, seeds: int, jobs: int, *, vram_told: bool, show: Callable[[str], None] = print
+    clusters: range, seeds: int, jobs: int, *, told: Told, show: Callable[[str], None] = print
 ) -> None:
     """Print a line each, and what they are together."""
-    work = list(product(clusters, (HYDRA, HAND), range(seeds), [vram_told]))
+    work = list(product(clusters, (HYDRA, HAND), range(seeds), [told]))
     with processes(jobs) as pool:
         done = dict(zip(work, pool.map(figures, work), strict=True))
     ratios, tails = {}, {}
     for number in clusters:
         means = {}
         for policy in (HYDRA, HAND):
-            runs = [done[number, policy, seed, vram_told] for seed in range(seeds)]
+            runs = [done[number, policy, seed, told] for seed in range(seeds)]
             means[policy] = tuple(fmean(values) for values in zip(*runs, strict=True))
         ratios[number] = means[HYDRA][0] / means[HAND][0]
         tails[number] = means[HYDRA][1] / means[HAND][1]
@@ -128,10 +133,12 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--untold", action="store_true", help="nobody tells the nodes' VRAM")
+    parser.add_argument(
+        "--told", choices=get_args(Told), default="all", help="whose VRAM the router is told"
+    )
     given = parser.parse_args()
     numbers = range(given.first, given.first + given.clusters)
-    table(numbers, given.seeds, given.jobs, vram_told=not given.untold)
+    table(numbers, given.seeds, given.jobs, told=given.told)
 
 
 if __name__ == "__main__":

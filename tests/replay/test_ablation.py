@@ -17,6 +17,7 @@ TALK = Case(name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=
 CASES = {
     "prompts are cached": (TALK, 2),
     "what nobody tells is guessed": (STRANGE, 1),
+    "what is unknown is found out": (STRANGE, 0),
     "loads show what a node holds": (CALM, 4),
     "a copy in system memory is worth little": (STRANGE, 1),
     "another warm copy takes over": (BUSY, 2),

@@ -111,13 +111,21 @@ def test_a_router_that_is_told_no_memory_finds_out() -> None:
 
 
 def test_what_loads_show_is_worth_more_than_the_first_guess() -> None:
-    job = (24, HYDRA, 1, False)
-    found_out, _, _ = figures(job)
+    found_out, _, _ = figures((24, HYDRA, 1, "none"))
 
     with without("loads show what a node holds"):
-        guessed, _, _ = figures(job)
+        guessed, _, _ = figures((24, HYDRA, 1, "none"))
 
     assert 1.5 * found_out < guessed
+
+
+def test_nodes_that_nobody_tells_of_are_used_beside_those_that_are_told() -> None:
+    found_out, _, _ = figures((15, HYDRA, 1, "half"))
+
+    with without("what is unknown is found out"):
+        shunned, _, _ = figures((15, HYDRA, 1, "half"))
+
+    assert 2 * found_out < shunned
 
 
 def test_the_real_router_keeps_all_but_one_more_than_the_slots_to_itself() -> None:
