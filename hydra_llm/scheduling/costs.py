@@ -296,7 +296,8 @@ def eviction(request: InferenceRequest, node: NodeSnapshot, moment: Moment) -> f
     if not fit.victims:
         return 0.0
     price = 0.0
-    at_work = alone_seconds(request, node, moment)
+    # Where there may be more room than is taken for granted, perhaps nothing has to go at all.
+    at_work = 0.0 if node.may_have_more_room else alone_seconds(request, node, moment)
     for victim in fit.victims:
         demand = moment.demand.get(victim)
         if demand is None or victim == request.model:

@@ -11,14 +11,13 @@ from tests.replay.ablation import IDEAS, UNEQUAL, Case, first_tokens, without
 
 BUSY = Case(name="busy", cluster="24+24+12+8", trace="poisson", rate=1.0, requests=100)
 STRANGE = replace(BUSY, name="strange", cluster=UNEQUAL, vram_told=False)
-CALM = replace(STRANGE, name="calm", rate=0.5)
 TALK = Case(name="talk", cluster="24+24+12+8", trace="mooncake_synthetic", rate=1.0, requests=100)
 
 CASES = {
     "prompts are cached": (TALK, 2),
     "what nobody tells is guessed": (STRANGE, 1),
     "what is unknown is found out": (STRANGE, 0),
-    "loads show what a node holds": (CALM, 4),
+    "loads show what a node holds": (STRANGE, 4),
     "a copy in system memory is worth little": (STRANGE, 1),
     "another warm copy takes over": (BUSY, 2),
     "one model's cache tells of the others'": (BUSY, 0),

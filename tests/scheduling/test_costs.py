@@ -394,6 +394,22 @@ def test_what_pushed_it_out_is_at_work_before_it_can_come_back() -> None:
     assert price * 3600 / 60 == pytest.approx(4.0 + at_work**2 / 2 / 60, rel=0.01)
 
 
+def test_where_perhaps_nothing_has_to_go_only_the_reload_counts() -> None:
+    told = measured(models=(LLAMA, BIG), warm=(LLAMA,), free_vram_gb=13.0, speeds={LLAMA: FAST})
+    unknown = replace(told, total_vram_bytes=None, measured_free_vram_bytes=None)
+    guessed = replace(unknown, learned_room_bytes=16 * GB)
+    shown = replace(guessed, has_shown_room=True)
+    demand = {LLAMA: Demand(per_second=1.0)}
+
+    def at_work_counts(node: NodeSnapshot) -> bool:
+        answers = (request(BIG, output_tokens=tokens) for tokens in (0, 1000))
+        prices = [cost("eviction", asked, node, demand=demand) for asked in answers]
+        assert prices[0] > 0.0
+        return prices[1] > 2 * prices[0]
+
+    assert [at_work_counts(node) for node in (told, guessed, shown)] == [True, False, True]
+
+
 @given(seconds=st.floats(0.0, 1e3), rate=st.floats(1e-9, 1e3))
 def test_what_is_still_at_work_when_the_next_one_comes(seconds: float, rate: float) -> None:
     steps = 2000
