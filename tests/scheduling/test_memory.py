@@ -369,6 +369,13 @@ def test_what_is_leaving_is_free_already_and_counted_once() -> None:
     assert fit(node).victims == ("other:latest",)
 
 
+def test_what_is_leaving_cannot_be_pushed_out_once_more() -> None:
+    pending = running("new", loading=True, reserved_bytes=9 * GB, evicts=frozenset({"old:latest"}))
+    node = with_memory(2.0, running=(pending,), loaded=runners(old=10.0))
+
+    assert fit(node).victims == ("new:latest",)
+
+
 def test_what_does_not_fit_is_shared_with_system_memory() -> None:
     found = fit(with_memory(6.0))
 
