@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from statistics import fmean
 from typing import Literal, get_args
@@ -22,6 +23,7 @@ from hydra_llm.replay.measures import percentile
 from hydra_llm.replay.placing import Placed, Wanted, place_by_hand
 from hydra_llm.replay.running import HYDRA, replay
 from hydra_llm.replay.workload import read_load
+from tests.replay.ablation import AS_IT_IS, IDEAS, without
 from tests.replay.jobs import processes
 
 HAND = "hand-placed"
@@ -86,25 +88,32 @@ Told = Literal["all", "half", "none"]
 """Of which nodes the router is told the memory."""
 
 
-def figures(job: tuple[int, str, int, Told]) -> tuple[float, float, int]:
-    """Mean and p99 of the seconds to a first token, and loads."""
+def figures(job: tuple[int, str, int, Told], idea: str = AS_IT_IS) -> tuple[float, float, int]:
+    """Mean and p99 of the seconds to a first token, and loads, without an idea."""
     number, policy, seed, told = job
     cluster, rate = strange(number)
     if told != "all":
         cluster = cluster.untold(every=2 if told == "half" else 1)
     load = read_load("poisson", rate=rate, requests=REQUESTS)
     asked = load.requests(cluster.shares, seed=seed, num_ctx=cluster.num_ctx)
-    run = replay(cluster, asked, policy, seed=seed)
+    with without(idea):
+        run = replay(cluster, asked, policy, seed=seed)
     return fmean(run.firsts), percentile(run.firsts, 99), run.loads
 
 
 def table(
-    clusters: range, seeds: int, jobs: int, *, told: Told, show: Callable[[str], None] = print
+    clusters: range,
+    seeds: int,
+    jobs: int,
+    *,
+    told: Told,
+    idea: str = AS_IT_IS,
+    show: Callable[[str], None] = print,
 ) -> None:
     """Print a line each, and what they are together."""
     work = list(product(clusters, (HYDRA, HAND), range(seeds), [told]))
     with processes(jobs) as pool:
-        done = dict(zip(work, pool.map(figures, work), strict=True))
+        done = dict(zip(work, pool.map(partial(figures, idea=idea), work), strict=True))
     ratios, tails = {}, {}
     for number in clusters:
         means = {}
@@ -136,9 +145,12 @@ def main() -> None:
     parser.add_argument(
         "--told", choices=get_args(Told), default="all", help="whose VRAM the router is told"
     )
+    parser.add_argument(
+        "--without", choices=[AS_IT_IS, *IDEAS], default=AS_IT_IS, help="an idea to leave out"
+    )
     given = parser.parse_args()
     numbers = range(given.first, given.first + given.clusters)
-    table(numbers, given.seeds, given.jobs, told=given.told)
+    table(numbers, given.seeds, given.jobs, told=given.told, idea=given.without)
 
 
 if __name__ == "__main__":

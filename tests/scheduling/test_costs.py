@@ -16,7 +16,6 @@ from hydra_llm.scheduling.costs import (
     LEAST_LOAD_SHARE,
     QUEUE_DURING_RELOAD,
     SHARING_SLOWDOWN,
-    UNKNOWN_MEMORY_SHARE,
     alone_seconds,
     at_least,
     load_seconds_of,
@@ -615,7 +614,7 @@ def test_unknown_memory_is_neither_banned_nor_free() -> None:
     known, unknown = measured(), measured(free_vram_gb=None, total_vram_gb=None)
 
     assert cost("risk", request(), known) == 0.0
-    assert cost("risk", request(), unknown) == UNKNOWN_MEMORY_SHARE * 4.0
+    assert cost("risk", request(), unknown) == 0.1 * 4.0
     assert cost("risk", request(), replace(unknown, loaded=loaded(LLAMA))) == 0.0
 
 
