@@ -817,7 +817,11 @@ class Cluster:
         return bool(expired)
 
     def _watch_loads(self, record: NodeRecord, now: float) -> bool:
-        """No first byte after 3 × the predicted load + 5 s: the load path is stuck."""
+        """
+        No first byte after 3 × the predicted load + 5 s: the load path is stuck.
+
+        Counted from when something was last seen to be loaded there, or to go.
+        """
         if record.load_stuck_at is not None:
             if now - record.load_stuck_at < LOAD_STUCK_RETRY_SECONDS:
                 return False
@@ -827,8 +831,8 @@ class Cluster:
             running = lease.running
             if lease.called_stuck or not running.loading:
                 continue
-            expected = running.load_seconds + lease.later_loads_seconds
-            if now - running.started_at > 3 * expected + 5.0:
+            since = max(running.started_at, record.loads_moved_at)
+            if now - since > 3 * record.load_may_take(lease) + 5.0:
                 lease.called_stuck = True
                 record.load_stuck_at = now
                 self._tell(LoadPathStuck(at=now, node_id=record.node.id, model=running.model))

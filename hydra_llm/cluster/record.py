@@ -105,6 +105,8 @@ class NodeRecord:
         self.load_breakers: dict[str, CircuitBreaker] = {}
         self.paused_until: float | None = None
         self.load_stuck_at: float | None = None
+        self.loads_moved_at = float("-inf")
+        """When a model was last seen to have come or gone."""
         self.penalty_seconds = 0.0
         self.penalty_at = 0.0
         self.learner = NodeLearner()
@@ -163,6 +165,8 @@ class NodeRecord:
             if was_up:
                 # At first sight, and after a silence, they may have been there for hours.
                 self.free_vram.shows(self.loaded, seen.loaded, seen.observed_at)
+            if self.loaded.keys() != seen.loaded.keys():
+                self.loads_moved_at = seen.observed_at
             self.loaded = {
                 name: self._with_known_options(model) for name, model in seen.loaded.items()
             }
@@ -314,7 +318,23 @@ class NodeRecord:
             context_length=placement.context_length,
             options=placement.options,
         )
-        self.loaded_changed_at = now
+        self.loaded_changed_at = self.loads_moved_at = now
+
+    def load_may_take(self, lease: Lease) -> float:
+        """
+        Seconds until a load is done that is under way, as far as one can tell.
+
+        With its own go those begun after it, and of models that were there when a request for
+        them was sent, and have been pushed out before it was served: Ollama loads these again.
+        """
+        own = lease.running
+        gone = {running.model for running in self.running if not running.loading}
+        gone -= self.loaded.keys() | {own.model}
+        sizes = [one.size_bytes for name, one in self.installed.items() if name in gone]
+        again = 0.0
+        if sizes and own.model in self.installed:
+            again = own.load_seconds * sum(sizes) / max(1, self.installed[own.model].size_bytes)
+        return own.load_seconds + lease.later_loads_seconds + again
 
     def slots_of(self, model: str) -> int | None:
         """As configured, else as its runner has shown; None where nothing tells."""

@@ -447,12 +447,63 @@ def test_a_load_that_another_one_has_overtaken_is_not_called_stuck() -> None:
     assert [e.model for e in events if isinstance(e, LoadPathStuck)] == [LLAMA]
 
 
+def test_while_other_models_come_and_go_a_load_is_not_called_stuck() -> None:
+    clock = Clock()
+    cluster = ledger(seen(models=(LLAMA, QWEN)), clock=clock)
+    lease = granted(cluster, request())
+    limit = 3 * lease.placement.load_seconds + 5.0
+
+    for warm in ((QWEN,), ()):
+        clock.now += limit
+        cluster.observe(seen(models=(LLAMA, QWEN), warm=warm, at=clock.now))
+        cluster.tick()
+    clock.now += limit
+    cluster.tick()
+    assert not snapshot_of(cluster).load_path_stuck
+    clock.now += 1
+    cluster.tick()
+
+    assert snapshot_of(cluster).load_path_stuck
+
+
+def test_a_first_byte_after_a_load_shows_that_loads_get_on() -> None:
+    clock = Clock()
+    cluster = ledger(seen(models=(LLAMA, QWEN)), clock=clock)
+    first, second = granted(cluster, request()), granted(cluster, request(QWEN))
+    clock.now = 3 * second.placement.load_seconds + 5.0
+    cluster.first_byte(first)
+    clock.now += 1
+    cluster.tick()
+
+    assert not snapshot_of(cluster).load_path_stuck
+
+
+def test_a_model_that_was_pushed_out_before_it_served_is_loaded_again_first() -> None:
+    clock = Clock()
+    cluster = ledger(seen(models=(LLAMA, BIG), warm=(BIG,)), clock=clock)
+    granted(cluster, request(BIG))
+    cluster.observe(seen(models=(LLAMA, BIG), at=0.0))
+    small = granted(cluster, request())
+    alone = small.placement.load_seconds
+    snapshot = snapshot_of(cluster)
+    times_as_big = snapshot.installed[BIG].size_bytes / snapshot.installed[LLAMA].size_bytes
+
+    clock.now = 3 * (alone + alone * times_as_big) + 5.0
+    cluster.tick()
+    assert not snapshot_of(cluster).load_path_stuck
+    clock.now += 1
+    cluster.tick()
+    assert snapshot_of(cluster).load_path_stuck
+
+
 def test_a_load_without_a_first_byte_for_too_long_marks_the_load_path_as_stuck() -> None:
     clock, events = Clock(), list[Event]()
     cluster = ledger(
         seen(models=(LLAMA, QWEN, BIG), warm=(QWEN,)), clock=clock, on_event=events.append
     )
+    granted(cluster, request(QWEN))
     lease = granted(cluster, request())
+    granted(cluster, request())  # waits for the same load
     limit = 3 * lease.placement.load_seconds + 5.0
 
     clock.now = limit
