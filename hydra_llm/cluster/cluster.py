@@ -27,6 +27,7 @@ from hydra_llm.cluster.record import LOAD_STUCK_RETRY_SECONDS, NodeRecord, Rules
 from hydra_llm.cluster.retries import RetryBudget
 from hydra_llm.cluster.waiting import (
     HIGHEST_PRIORITY,
+    OTHERS_TURN_SECONDS,
     URGENT_PRIORITY,
     Arrivals,
     Seen,
@@ -367,7 +368,7 @@ class Cluster:
             request.model, waiter.wish, placement, wishes, now
         ):
             taken.add(place)
-        elif not self._has_its_turn(request, placement, now) or (
+        elif not self._has_its_turn(request, placement, waiter.since, now) or (
             (ANY_MODEL, placement.node_id) in taken and request.priority < URGENT_PRIORITY
         ):
             taken.update((place, (ANY_MODEL, placement.node_id)))
@@ -380,7 +381,7 @@ class Cluster:
         wish = Wish(priority=request.priority, since=now)
         if (
             self._has_room(request, placement, now)
-            and self._has_its_turn(request, placement, now)
+            and self._has_its_turn(request, placement, now, now)
             and not self._is_swap_too_early(request.model, wish, placement, {}, now)
         ):
             return self._book(request, placement, now)
@@ -422,26 +423,31 @@ class Cluster:
         # Only who is handed more than slots are known for can show that there are more.
         return slots is None or record.requests_for(request.model) < slots
 
-    def _has_its_turn(self, request: InferenceRequest, placement: Placement, now: float) -> bool:
+    def _has_its_turn(
+        self, request: InferenceRequest, placement: Placement, since: float, now: float
+    ) -> bool:
         """
-        Whether a GPU that urgent requests use has less than one other model at work for others.
+        Whether a GPU that urgent requests use has no other model at work.
 
-        Two models at once take as long as one after the other, and an urgent request that comes
-        meanwhile would wait for the one and run beside the other.
+        Two models at once take as long as one after the other. Beside an urgent request it would
+        hold up that one and those behind it; and one that comes later would wait for the one model
+        and run beside the other. But nobody waits for ever: others that have had no turn on the
+        node for long do run beside urgent requests.
         """
         if request.priority >= URGENT_PRIORITY or placement.causes_load:
             return True
         record = self._records[placement.node_id]
         if not any(self._arrivals.are_urgent(model, now) for model in record.loaded):
             return True
-        others = {
+        is_overdue = now - max(since, record.others_served_at) > OTHERS_TURN_SECONDS
+        at_work = {
             running.model
             for running in record.running
             if running.model != request.model
-            and running.priority < URGENT_PRIORITY
             and not running.loading
+            and not (is_overdue and running.priority >= URGENT_PRIORITY)
         }
-        return len(others) < max(1, len(record.devices))
+        return len(at_work) < max(1, len(record.devices))
 
     def _book(self, request: InferenceRequest, placement: Placement, now: float) -> Lease:
         record = self._records[placement.node_id]
@@ -468,11 +474,17 @@ class Cluster:
             for other in record.leases.values():
                 other.later_loads_seconds += placement.load_seconds
         record.leases[lease.id] = lease
+        self._note_turn(record, lease, now)
         _fill_slots(record, request.model, now)
         self.moves += 1
         record.note_company()
         self._publish_leases(record)
         return lease
+
+    def _note_turn(self, record: NodeRecord, lease: Lease, now: float) -> None:
+        """It begins or ends."""
+        if lease.request.priority < URGENT_PRIORITY:
+            record.others_served_at = now
 
     def first_byte(self, lease: Lease) -> bool:
         """
@@ -537,6 +549,7 @@ class Cluster:
         lease.state = "released" if state == "released" else "expired"
         record = self._records[lease.node_id]
         del record.leases[lease.id]
+        self._note_turn(record, lease, now)
         record.room.used(lease.request.model, now)
         _fill_slots(record, lease.request.model, now)
         self.moves += 1

@@ -95,6 +95,8 @@ class NodeRecord:
             weakref.WeakKeyDictionary()
         )
         """The same node in the ledgers of this process's other routers, and whose it is there."""
+        self.others_served_at = float("-inf")
+        """When a request of this router that is not urgent was last begun or ended here."""
         self.is_shared = False
         """Whether the others hear of its requests through Redis."""
         self.foreign: Mapping[str, RunningRequest] = {}

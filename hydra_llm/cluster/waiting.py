@@ -35,6 +35,9 @@ URGENT_PRIORITY = 8
 """From this priority on, others leave runners and GPUs freer for `URGENT_SECONDS` after one."""
 URGENT_SECONDS = 300.0
 
+OTHERS_TURN_SECONDS = 15.0
+"""Others wait so long for urgent requests that are at work on the GPU, and then run beside them."""
+
 TURNS_OF_HIGHEST = 9
 """So often in a row the highest priority passes those who have waited longer: nobody starves."""
 

@@ -119,6 +119,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.line: list[Job] = []
         self.came: dict[tuple[str, bool], float] = {}
         """When each model was last asked for, by whether that was urgent."""
+        self.others_served_at: dict[str, float] = {}
+        """When each node last had a request that was not urgent begin or end."""
         self.expired: list[Job] = []
         self.ended: list[Lease] = []
         self.through_open_circuits: set[tuple[str, int]] = set()
@@ -184,6 +186,11 @@ class LedgerMachine(RuleBasedStateMachine):
         job.lease, job.renewed_at, job.has_answered = lease, self.clock.now, False
         job.is_probe = lease.node_id in open_before
         self.held[lease.id] = job
+        self.note_turn(lease)
+
+    def note_turn(self, lease: Lease) -> None:
+        if lease.request.priority < 8:
+            self.others_served_at[lease.node_id] = self.clock.now
 
     def collect(self, open_before: set[str]) -> None:
         """Those whose waiting is over: woken once, and granted or refused."""
@@ -221,6 +228,7 @@ class LedgerMachine(RuleBasedStateMachine):
         lease = job.lease
         del self.held[lease.id]
         self.ended.append(lease)
+        self.note_turn(lease)
         return lease
 
     def some(self, data: st.DataObject, jobs: Sequence[Job]) -> Job:
@@ -323,6 +331,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.cluster.withdraw(job.waiter)
         if job.waiter.lease is not None:  # its turn came because time had passed
             self.ended.append(job.waiter.lease)
+            self.note_turn(job.waiter.lease)
         self.cluster.withdraw(job.waiter)
         assert job.waiter.state in ("withdrawn", "granted", "refused")
         self.collect(before)
@@ -524,13 +533,16 @@ class LedgerMachine(RuleBasedStateMachine):
         return self.has_no_turn(job, placement, chosen)
 
     def has_no_turn(self, job: Job, placement: Placement, chosen: NodeSnapshot) -> bool:
-        """Whether a model of others is at work already where urgent requests come."""
+        """Whether another model is at work already where urgent requests come."""
         asked = job.request
         if asked.priority >= 8 or placement.causes_load:
             return False
         others = [r for r in chosen.running if r.model != asked.model]
         is_urgent = any(self.lately(name, True) for name in chosen.loaded)
-        return is_urgent and any(r.priority < 8 for r in others)
+        served_at = self.others_served_at.get(chosen.id, -math.inf)
+        # Urgent ones are run beside after a while.
+        is_overdue = self.clock.now - max(since(job), served_at) > 15
+        return is_urgent and any(r.priority < 8 or not is_overdue for r in others)
 
     def lately(self, model: str, is_urgent: bool) -> bool:
         at = self.came.get((model, is_urgent))

@@ -12,6 +12,7 @@ from hydra_llm.cluster import Cluster, Lease, Waiter
 from hydra_llm.cluster.cluster import SWAP_PATIENCE
 from hydra_llm.cluster.waiting import (
     AGEING_SECONDS,
+    OTHERS_TURN_SECONDS,
     TURNS_OF_HIGHEST,
     URGENT_SECONDS,
     WaitingLine,
@@ -246,6 +247,46 @@ def test_a_gpu_that_urgent_requests_use_works_for_one_other_model_at_a_time() ->
     assert (other.state, third.state) == ("waiting", "waiting")
     cluster.release(first)
     assert (other.state, third.state) == ("granted", "waiting")
+
+
+def beside_an_urgent_one(clock: Clock) -> tuple[Cluster, Lease]:
+    """Two models are loaded; an urgent request is served by one of them."""
+    cluster = ledger(seen(models=(LLAMA, QWEN), warm=(LLAMA, QWEN)), clock=clock)
+    return cluster, granted(cluster, request(priority=8))
+
+
+def test_another_model_waits_until_the_urgent_request_is_done() -> None:
+    cluster, _ = beside_an_urgent_one(Clock())
+    other = in_line(cluster, request(QWEN))
+    assert isinstance(cluster.acquire(request(QWEN, priority=8)), Lease), "this one does not"
+
+    states = []
+    for lease in cluster.held():
+        cluster.release(lease)
+        states.append(other.state)
+
+    assert states == ["waiting", "granted"]
+
+
+def test_others_have_their_turn_at_times_however_many_urgent_requests_come() -> None:
+    clock = Clock()
+    cluster, urgent = beside_an_urgent_one(clock)
+    waiting = [in_line(cluster, request(QWEN)) for _ in range(2)]
+    turns: dict[Waiter, float] = {}
+
+    while len(turns) < 2:
+        clock.now += 1.0
+        following = cluster.acquire(request(priority=8))
+        cluster.release(urgent)
+        assert isinstance(following, Lease)
+        urgent = following
+        for waiter in waiting:
+            if waiter.lease is not None and waiter not in turns:
+                turns[waiter] = clock.now
+            elif waiter.lease is not None and clock.now == turns[waiter] + 4.0:
+                cluster.release(waiter.lease)
+
+    assert list(turns.values()) == [OTHERS_TURN_SECONDS + 1, 2 * (OTHERS_TURN_SECONDS + 1) + 4.0]
 
 
 def test_a_model_with_several_slots_does_not_keep_the_others_turn() -> None:

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from statistics import fmean
 
 import pytest
 
-from hydra_llm.replay.clusters import Machine, Machines, Weights, find_cluster
+from hydra_llm.replay.clusters import Machine, Machines, Weights
 from hydra_llm.replay.measures import percentile
-from hydra_llm.replay.running import HYDRA, Run, replay
-from hydra_llm.replay.workload import Asked, read_load
-
-MIX = {10: 1.0, 5: 7.0, 2: 2.0}
-TWICE_S = {"24+24+12+8": 4.5, "24": 1.0}
-"""Requests in a second, about twice what the cluster can do."""
-
-
-def overload(cluster: str, *, count: int, seed: int, **settings: object) -> tuple[Run, Run]:
-    """All requests; and those of priority 10 with nobody else there."""
-    machines = find_cluster(cluster)
-    load = read_load("poisson", rate=TWICE_S[cluster], requests=count, priorities=MIX)
-    asked = load.requests(machines.shares, seed=seed, num_ctx=4096)
-    first = [one for one in asked if one.priority == 10]
-    alone = [replace(one, number=number) for number, one in enumerate(first)]
-    return (
-        replay(machines, asked, HYDRA, seed=seed, settings=settings),
-        replay(machines, alone, HYDRA, seed=seed),
-    )
-
-
-def firsts(run: Run, priority: int) -> list[float]:
-    return [
-        answer.first_s
-        for answer in run.answers
-        if answer.asked.priority == priority and answer.first_s is not None
-    ]
+from hydra_llm.replay.running import HYDRA, replay
+from hydra_llm.replay.workload import Asked
+from tests.replay.overload import firsts, overload
 
 
 def test_priority_10_hardly_notices_that_twice_too_much_is_asked() -> None:
