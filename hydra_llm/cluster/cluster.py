@@ -474,17 +474,12 @@ class Cluster:
             for other in record.leases.values():
                 other.later_loads_seconds += placement.load_seconds
         record.leases[lease.id] = lease
-        self._note_turn(record, lease, now)
+        _note_turn(record, lease, now)
         _fill_slots(record, request.model, now)
         self.moves += 1
         record.note_company()
         self._publish_leases(record)
         return lease
-
-    def _note_turn(self, record: NodeRecord, lease: Lease, now: float) -> None:
-        """It begins or ends."""
-        if lease.request.priority < URGENT_PRIORITY:
-            record.others_served_at = now
 
     def first_byte(self, lease: Lease) -> bool:
         """
@@ -549,7 +544,7 @@ class Cluster:
         lease.state = "released" if state == "released" else "expired"
         record = self._records[lease.node_id]
         del record.leases[lease.id]
-        self._note_turn(record, lease, now)
+        _note_turn(record, lease, now)
         record.room.used(lease.request.model, now)
         _fill_slots(record, lease.request.model, now)
         self.moves += 1
@@ -1022,6 +1017,12 @@ class Cluster:
 def _fill_slots(record: NodeRecord, model: str, now: float) -> None:
     for one in (record, *record.neighbours):
         one.fill_slots(model, now)
+
+
+def _note_turn(record: NodeRecord, lease: Lease, now: float) -> None:
+    """A lease begins or ends there."""
+    if lease.request.priority < URGENT_PRIORITY:
+        record.others_served_at = now
 
 
 def _is_load_over(

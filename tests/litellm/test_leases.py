@@ -44,17 +44,22 @@ def seen(hydra: Router) -> None:
 Ending = Callable[[LiteRouter, SimulatedCluster], Awaitable[None]]
 
 
-async def _is_cancelled(router: LiteRouter, cluster: SimulatedCluster) -> None:
+async def under_way(router: LiteRouter, cluster: SimulatedCluster) -> asyncio.Task[Any]:
+    """A call that a node has been asked for."""
     task = asyncio.create_task(router.acompletion("chat", HELLO, **LONG))
     await auntil(lambda: total(asked(cluster)) == 1)
+    return task
+
+
+async def _is_cancelled(router: LiteRouter, cluster: SimulatedCluster) -> None:
+    task = await under_way(router, cluster)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
 async def _is_cancelled_by_a_time_limit(router: LiteRouter, cluster: SimulatedCluster) -> None:
-    task = asyncio.create_task(router.acompletion("chat", HELLO, **LONG))
-    await auntil(lambda: total(asked(cluster)) == 1)
+    task = await under_way(router, cluster)
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(task, 0.1)
 
