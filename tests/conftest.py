@@ -5,10 +5,15 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from hydra_llm.probes.amd import AmdReader
+from hydra_llm.probes.apple import AppleReader
+from hydra_llm.probes.nvml import NvmlReader
 
 pytest_plugins = ["tests.leaks"]
 
@@ -46,6 +51,32 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, state_home: Path) 
     monkeypatch.setattr("hydra_llm.config._user_state_dir", lambda: None)
     for name in ("XDG_STATE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(state_home / str(next(_numbers))))
+
+
+class NoDriverError(Exception):
+    """What pynvml says on a machine without NVIDIA's driver."""
+
+    value = 12
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """
+    Hide the GPUs that the machine may have: simulated nodes are on it and would be measured there.
+
+    Whoever makes a reader of its own still sees them, as the tests of real cards do.
+    """
+
+    def no_driver() -> None:
+        raise NoDriverError
+
+    empty = tmp_path_factory.getbasetemp()
+    local = "hydra_llm.probes.local"
+    monkeypatch.setattr(f"{local}.NvmlReader", partial(NvmlReader, load=no_driver))
+    monkeypatch.setattr(f"{local}.AmdReader", partial(AmdReader, root=empty))
+    monkeypatch.setattr(f"{local}.AppleReader", partial(AppleReader, platform=""))
 
 
 @pytest.fixture(scope="session")
