@@ -413,12 +413,13 @@ class Cluster:
         """
         Whether the runner may be handed it: without headroom if urgent and other requests come.
 
-        What a runner has been handed goes before an urgent request, and that one is better off at
-        the head of the line, from where it takes whichever place is free first.
+        What a runner has been handed goes before an urgent request, also before one for another
+        model that has to push it out. That one is better off at the head of the line, from where
+        it takes whichever place is free first.
         """
-        if not placement.has_room or not self._arrivals.are_mixed(request.model, now):
-            return placement.has_room
         record = self._records[placement.node_id]
+        if not placement.has_room or not self._arrivals.are_mixed(record.installed, now):
+            return placement.has_room
         slots = record.slots_of(request.model)
         # Only who is handed more than slots are known for can show that there are more.
         return slots is None or record.requests_for(request.model) < slots
@@ -437,7 +438,7 @@ class Cluster:
         if request.priority >= URGENT_PRIORITY or placement.causes_load:
             return True
         record = self._records[placement.node_id]
-        if not any(self._arrivals.are_urgent(model, now) for model in record.loaded):
+        if not self._arrivals.are_urgent(record.installed, now):
             return True
         is_overdue = now - max(since, record.others_served_at) > OTHERS_TURN_SECONDS
         at_work = {

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -88,14 +88,19 @@ class Arrivals:
         is_urgent = request.priority >= URGENT_PRIORITY
         (self._urgent if is_urgent else self._other)[request.model] = now
 
-    def are_urgent(self, model: str, now: float) -> bool:
-        """Whether urgent ones have come lately."""
-        return now - self._urgent.get(model, -math.inf) <= URGENT_SECONDS
+    def are_urgent(self, models: Iterable[str], now: float) -> bool:
+        """Whether urgent ones have come for any of these models lately."""
+        return _lately(self._urgent, models, now)
 
-    def are_mixed(self, model: str, now: float) -> bool:
+    def are_mixed(self, models: Iterable[str], now: float) -> bool:
         """Whether others have, too."""
-        is_other = now - self._other.get(model, -math.inf) <= URGENT_SECONDS
-        return is_other and self.are_urgent(model, now)
+        return self.are_urgent(models, now) and _lately(self._other, models, now)
+
+
+def _lately(asked_at: Mapping[str, float], models: Iterable[str], now: float) -> bool:
+    return bool(asked_at) and any(
+        now - asked_at.get(model, -math.inf) <= URGENT_SECONDS for model in models
+    )
 
 
 class Seen(NamedTuple):

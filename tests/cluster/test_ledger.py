@@ -523,7 +523,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Whether it has to wait although its node has room for it."""
         asked = job.request
         others = [r for r in chosen.running if r.model != asked.model]
-        is_mixed = self.lately(asked.model, True) and self.lately(asked.model, False)
+        is_mixed = self.lately(chosen, True) and self.lately(chosen, False)
         if is_mixed and len(chosen.running) - len(others) >= SLOTS[chosen.id]:
             return True
         if placement.causes_load:
@@ -538,15 +538,16 @@ class LedgerMachine(RuleBasedStateMachine):
         if asked.priority >= 8 or placement.causes_load:
             return False
         others = [r for r in chosen.running if r.model != asked.model]
-        is_urgent = any(self.lately(name, True) for name in chosen.loaded)
         served_at = self.others_served_at.get(chosen.id, -math.inf)
         # Urgent ones are run beside after a while.
         is_overdue = self.clock.now - max(since(job), served_at) > 15
-        return is_urgent and any(r.priority < 8 or not is_overdue for r in others)
+        is_held = any(r.priority < 8 or not is_overdue for r in others)
+        return is_held and self.lately(chosen, True)
 
-    def lately(self, model: str, is_urgent: bool) -> bool:
-        at = self.came.get((model, is_urgent))
-        return at is not None and self.clock.now - at <= 300
+    def lately(self, chosen: NodeSnapshot, is_urgent: bool) -> bool:
+        """Whether such requests have come for any model that the node has."""
+        asked_at = [self.came.get((name, is_urgent), -math.inf) for name in chosen.installed]
+        return self.clock.now - max(asked_at, default=-math.inf) <= 300
 
     @invariant()
     def nobody_waits_longer_than_is_promised(self) -> None:

@@ -21,7 +21,7 @@ from hydra_llm.cluster.waiting import (
 from hydra_llm.exceptions import NoEligibleNodeError, QueueFullError
 from hydra_llm.types import InferenceRequest, Placement
 from tests.cluster.ledgers import Clock, granted, ledger, node, seen
-from tests.helpers import LLAMA, request
+from tests.helpers import BIG, LLAMA, request
 
 QWEN = "qwen3:8b"
 
@@ -200,18 +200,46 @@ def test_who_needs_more_room_is_not_passed_by_those_behind_for_ever() -> None:
 # ------------------------------------------------------------- beside urgent requests
 
 
+def places_after(cluster: Cluster, clock: Clock, *before: InferenceRequest) -> int:
+    """How many requests for LLAMA are handed over where these have come a while ago."""
+    for asked in before:
+        cluster.release(granted(cluster, asked))
+    clock.now = URGENT_SECONDS
+    return sum(isinstance(cluster.acquire(request()), Lease) for _ in range(4))
+
+
 @pytest.mark.parametrize(("urgent", "places"), [(7, 2), (8, 1), (10, 1)])
 def test_nothing_beyond_the_slots_is_handed_over_where_urgent_requests_come_too(
     urgent: int, places: int
 ) -> None:
     clock = Clock()
-    cluster = one_node(clock)
-    cluster.release(granted(cluster, request(priority=urgent)))
-    clock.now = URGENT_SECONDS
 
-    held = [cluster.acquire(request()) for _ in range(4)]
+    assert places_after(one_node(clock), clock, request(priority=urgent)) == places
 
-    assert sum(isinstance(h, Lease) for h in held) == places
+
+@pytest.mark.parametrize(("at", "places"), [("a", 1), ("b", 2)])
+def test_nor_where_they_come_for_another_model_that_the_node_has(at: str, places: int) -> None:
+    """Its load begins when the runner that is pushed out has answered all that it was handed."""
+    clock = Clock()
+    models = {"a": {LLAMA}, "b": set[str]()}
+    models[at].add(QWEN)
+    cluster = ledger(
+        seen("a", models=models["a"], warm=(LLAMA,)), seen("b", models=models["b"]), clock=clock
+    )
+
+    assert places_after(cluster, clock, request(QWEN, priority=10)) == places
+
+
+def test_an_urgent_request_that_others_come_beside_waits_at_the_head_of_the_line() -> None:
+    """From there it takes whichever place is free first."""
+    clock = Clock()
+    cluster = ledger(seen(models=(LLAMA, QWEN), warm=(LLAMA, QWEN)), clock=clock)
+    cluster.release(granted(cluster, request(QWEN, priority=7)))
+    granted(cluster, request(priority=8))
+
+    in_line(cluster, request(priority=8))
+    clock.now = URGENT_SECONDS + 1
+    assert isinstance(cluster.acquire(request(priority=8)), Lease), "nobody else has come for long"
 
 
 def test_where_none_has_come_for_long_there_is_headroom_again() -> None:
@@ -249,6 +277,20 @@ def test_a_gpu_that_urgent_requests_use_works_for_one_other_model_at_a_time() ->
     assert (other.state, third.state) == ("granted", "waiting")
 
 
+def test_where_no_urgent_ones_come_it_works_for_as_many_as_there_are() -> None:
+    cluster = ledger(seen(models=(LLAMA, QWEN), warm=(LLAMA, QWEN)), clock=Clock())
+
+    assert [granted(cluster, request(model)).is_held for model in (LLAMA, QWEN)] == [True, True]
+
+
+def test_it_does_so_too_when_the_model_that_they_want_has_been_pushed_out() -> None:
+    cluster = ledger(seen(models=(LLAMA, QWEN, BIG), warm=(LLAMA, QWEN)), clock=Clock())
+    cluster.release(granted(cluster, request(BIG, priority=10)))
+    granted(cluster, request())
+
+    in_line(cluster, request(QWEN))
+
+
 def beside_an_urgent_one(clock: Clock) -> tuple[Cluster, Lease]:
     """Two models are loaded; an urgent request is served by one of them."""
     cluster = ledger(seen(models=(LLAMA, QWEN), warm=(LLAMA, QWEN)), clock=clock)
@@ -276,10 +318,10 @@ def test_others_have_their_turn_at_times_however_many_urgent_requests_come() -> 
 
     while len(turns) < 2:
         clock.now += 1.0
-        following = cluster.acquire(request(priority=8))
+        following = in_line(cluster, request(priority=8))
         cluster.release(urgent)
-        assert isinstance(following, Lease)
-        urgent = following
+        assert following.lease is not None, "it goes before the others"
+        urgent = following.lease
         for waiter in waiting:
             if waiter.lease is not None and waiter not in turns:
                 turns[waiter] = clock.now

@@ -22,8 +22,8 @@ from hydra_llm.replay.workload import read_load
 from tests.replay.jobs import processes
 
 MIX = {10: 1.0, 5: 7.0, 2: 2.0}
-TWICE_S = {"24+24+12+8": 4.5, "demo": 2.3, "24": 1.0}
-"""Requests in a second, twice what the cluster can do or a little more."""
+TWICE_S = {"24+24+12+8": 3.9, "demo": 2.3, "24": 1.0}
+"""Requests in a second, about twice what the cluster can do."""
 DRAWS = 2000
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cluster", action="append", choices=list(TWICE_S))
     parser.add_argument("--rate", type=float, help="requests in a second, if not twice too many")
-    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--jobs", type=int, default=2)
