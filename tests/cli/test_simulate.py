@@ -73,17 +73,17 @@ def test_a_trace_of_ones_own_and_a_cluster_from_a_file(run: Run, tmp_path: Path)
 
 def test_it_goes_over_sockets_too(run: Run) -> None:
     one = ("--requests", "1", "--seeds", "1", "--policy", "hydra")
-    arguments = ("simulate", *one, "--sockets", "50")
+    arguments = ("simulate", *one, "--sockets", "10")
     result, replayed = run(*arguments, "--json"), run(*arguments[:-2], "--json")
 
     assert result.exit_code == 0, result.output
     found, expected = json.loads(result.stdout), json.loads(replayed.stdout)
-    assert (found["sockets"], expected["sockets"]) == (50.0, None)
+    assert (found["sockets"], expected["sockets"]) == (10.0, None)
     firsts = [each["results"][0]["figures"]["first_mean"]["mean"] for each in (found, expected)]
-    # Computing takes its time, which is fifty times as long here: it cannot be less than replayed.
+    # Computing takes its time, which is ten times as long here: it cannot be less than replayed.
     assert firsts[0] > firsts[1]
     told = " ".join(run(*arguments).stdout.split())
-    assert "1 seed, from cold; over sockets, 50 times as fast as in life" in told
+    assert "1 seed, from cold; over sockets, 10 times as fast as in life" in told
 
 
 @pytest.mark.usefixtures("matplotlib_fonts")
