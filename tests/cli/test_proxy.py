@@ -228,6 +228,7 @@ def test_the_variables_say_what_the_arguments_said(monkeypatch: pytest.MonkeyPat
 # -------------------------------------------------------------------------- files
 
 
+@pytest.mark.timeout(180)  # LiteLLM's proxy takes long to import
 def test_included_files_are_merged_as_litellm_does_it(write: Write, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "near.yaml").write_text("model_list: [{model_name: near}]")
@@ -268,7 +269,7 @@ def read_by_litellm(path: Path) -> Any:
         env={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         capture_output=True,
         encoding="utf-8",
-        timeout=50,
+        timeout=150,
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
