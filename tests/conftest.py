@@ -14,6 +14,7 @@ from hypothesis import settings
 from hydra_llm.probes.amd import AmdReader
 from hydra_llm.probes.apple import AppleReader
 from hydra_llm.probes.nvml import NvmlReader
+from tests.probes.fake_nvml import Nvml
 
 pytest_plugins = ["tests.leaks"]
 
@@ -53,12 +54,6 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, state_home: Path) 
         monkeypatch.setenv(name, str(state_home / str(next(_numbers))))
 
 
-class NoDriverError(Exception):
-    """What pynvml says on a machine without NVIDIA's driver."""
-
-    value = 12
-
-
 @pytest.fixture(autouse=True)
 def no_gpu_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
@@ -68,13 +63,10 @@ def no_gpu_of_this_machine(
 
     Whoever makes a reader of its own still sees them, as the tests of real cards do.
     """
-
-    def no_driver() -> None:
-        raise NoDriverError
-
+    without_driver = Nvml(init_error=12)
     empty = tmp_path_factory.getbasetemp()
     local = "hydra_llm.probes.local"
-    monkeypatch.setattr(f"{local}.NvmlReader", partial(NvmlReader, load=no_driver))
+    monkeypatch.setattr(f"{local}.NvmlReader", partial(NvmlReader, load=lambda: without_driver))
     monkeypatch.setattr(f"{local}.AmdReader", partial(AmdReader, root=empty))
     monkeypatch.setattr(f"{local}.AppleReader", partial(AppleReader, platform=""))
 
