@@ -16,7 +16,7 @@ from hydra_llm.replay.sockets import SocketCluster
 from tests.replay import sockets
 from tests.replay.sockets import Both, Case, both, main
 
-SPEED = 10.0
+SPEED = 4.0
 LATE_S = 0.04 * SPEED
 """
 What a first token may come late, in simulated seconds, on a machine that does other things.
